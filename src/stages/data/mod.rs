@@ -1,0 +1,1 @@
+//! Datasets: from the binary, from files, from the Hub.

@@ -1,0 +1,1 @@
+//! Defences that repair a model.

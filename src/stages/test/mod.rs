@@ -1,0 +1,3 @@
+//! Stages for tests and benches of the runner itself; `runner list` hides them.
+
+pub mod echo;

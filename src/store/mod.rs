@@ -1,0 +1,4 @@
+//! The content-addressed store.
+
+pub mod checkpoint;
+pub mod digest;
