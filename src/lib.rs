@@ -1,6 +1,7 @@
 //! `runner`: declarative, cached, reproducible pipelines for backdoor-learning research.
 
 pub mod artifact;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod events;

@@ -14,6 +14,7 @@ use crate::stage::Entry;
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
     Entry::of::<test::echo::Echo>(),
+    Entry::of::<test::sink::Sink>(),
 ];
 
 /// The entry called `name`.
