@@ -90,6 +90,11 @@ number!(
     Count(usize), "be at least 1", (count)
 );
 
+impl Fraction {
+    /// All of it.
+    pub const ONE: Fraction = Fraction(1.0);
+}
+
 impl Count {
     /// One.
     pub const ONE: Count = Count(1);
