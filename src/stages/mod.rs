@@ -13,6 +13,10 @@ use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
+    Entry::of::<data::clean_split::Split>(),
+    Entry::of::<pack::beton::Beton>(),
+    Entry::of::<poison::badnet::BadNet>(),
+    Entry::of::<poison::blend::Blend>(),
     Entry::of::<test::echo::Echo>(),
 ];
 
