@@ -1,1 +1,3 @@
 //! Datasets: from the binary, from files, from the Hub.
+
+pub mod clean_split;
