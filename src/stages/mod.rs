@@ -13,6 +13,8 @@ use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
+    Entry::of::<data::cifar10::Cifar10>(),
+    Entry::of::<data::folder::Folder>(),
     Entry::of::<test::echo::Echo>(),
 ];
 
