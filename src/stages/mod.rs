@@ -12,11 +12,8 @@ pub mod train;
 use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
-pub const STAGES: &[Entry] = &[
-    Entry::of::<data::cifar10::Cifar10>(),
-    Entry::of::<data::folder::Folder>(),
-    Entry::of::<test::echo::Echo>(),
-];
+pub const STAGES: &[Entry] =
+    &[Entry::of::<data::cifar10::Cifar10>(), Entry::of::<data::folder::Folder>(), Entry::of::<test::echo::Echo>()];
 
 /// The entry called `name`.
 pub fn find(name: &str) -> Option<&'static Entry> {

@@ -37,7 +37,7 @@ const MEAN: [f64; 3] = [0.4914, 0.4822, 0.4465];
 
 /// Standard deviation of each channel over all pixels of the 50,000 training images; computed from the official
 /// files: 0.24703223, 0.24348513, 0.26158784. (The often quoted 0.2023, 0.1994, 0.2010 is the mean over images of each
-/// image's own deviation.)
+/// image's own deviation, with n - 1.)
 const STD: [f64; 3] = [0.2470, 0.2435, 0.2616];
 
 const SOURCE: &str = "CIFAR-10, https://www.cs.toronto.edu/~kriz/cifar.html: A. Krizhevsky, \"Learning Multiple \
@@ -100,8 +100,10 @@ impl Stage for Cifar10 {
             Some(Subset::Embedded) => (embedded::TRAIN_PER_CLASS, embedded::TEST_PER_CLASS, "the embedded subset"),
             None => (5000, 1000, "CIFAR-10"),
         };
-        let asked =
-            [("n_train_per_class", params.n_train_per_class, train), ("n_test_per_class", params.n_test_per_class, test)];
+        let asked = [
+            ("n_train_per_class", params.n_train_per_class, train),
+            ("n_test_per_class", params.n_test_per_class, test),
+        ];
         for (parameter, n, most) in asked {
             if let Some(n) = n.filter(|n| n.get() > most) {
                 problems.push(Problem {
@@ -183,7 +185,7 @@ mod tests {
 
     /// The digest of the embedded dataset. It is also what `path` gives with the official files and
     /// `n_train_per_class = 500`, `n_test_per_class = 100`.
-    const EMBEDDED: &str = "";
+    const EMBEDDED: &str = "82f22eed0a8f49d5b4a6af46ed67e0eb0009015e16ccaa50672242ff640a3f77";
 
     fn dataset_digest(dataset: &Dataset) -> String {
         let dir = tempfile::tempdir().expect("a folder");

@@ -136,7 +136,9 @@ fn listing(cx: &Context, path: &Path, test_share: Option<Fraction>) -> Result<(V
                 .hint("leave out `test_share`"))
         }
         (true, None, _) => Err(Error::user(format!("`{shown}` has a folder `train`, but neither `test` nor `val`"))
-            .hint("add one; or set `path` to the folder `train` itself and `test_share` to a share of it, such as 0.2")),
+            .hint(
+                "add one; or set `path` to the folder `train` itself and `test_share` to a share of it, such as 0.2",
+            )),
         (false, _, None) => Err(Error::user(format!("`{shown}` has no folders `train` and `test`"))
             .hint("if it has a folder per class, set `test_share` to the share of the test set, such as 0.2")),
         (false, _, Some(share)) => {
@@ -275,5 +277,146 @@ fn one(path: &Path, size: Option<[usize; 2]>) -> Result<Decoded> {
             Ok(rgb(image::imageops::resize(&whole, width as u32, height as u32, FilterType::Triangle)))
         }
         _ => Ok(image),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{DynamicImage, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
+    use serde_json::{Value, json};
+    use std::fs;
+
+    /// Writes `image` as `path`, whose extension says the format.
+    fn write(dir: &Path, path: &str, image: impl Into<DynamicImage>) {
+        let path = dir.join(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("created");
+        let format = ImageFormat::from_path(&path).expect("a known extension");
+        image.into().save_with_format(&path, format).expect("written");
+    }
+
+    fn grey(value: u8, side: u32) -> RgbImage {
+        RgbImage::from_pixel(side, side, Rgb([value; 3]))
+    }
+
+    fn run(dir: &Path, more: Value) -> Result<Dataset> {
+        let mut params = json!({ "path": dir.to_str().expect("UTF-8") });
+        let (Some(all), Some(more)) = (params.as_object_mut(), more.as_object()) else { panic!("tables") };
+        all.extend(more.clone());
+        Folder::run(&Context::for_test(3, Folder::NAME), serde_json::from_value(params)?, ())
+    }
+
+    fn check_error(dir: &Path, more: Value, expected: &[&str]) {
+        let error = run(dir, more).err().expect("an error").to_string();
+        for part in expected {
+            assert!(error.contains(part), "`{part}` in: {error}");
+        }
+    }
+
+    /// `n` grey images of each of the classes a and b; image i of class c has the value 100 c + i.
+    fn two_classes(dir: &Path, n: u8) {
+        for i in 0..n {
+            write(dir, &format!("a/{i:02}.png"), grey(i, 2));
+            write(dir, &format!("b/{i:02}.png"), grey(100 + i, 2));
+        }
+    }
+
+    #[test]
+    fn every_format_and_colour_becomes_rgb() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let colour = RgbImage::from_fn(4, 3, |x, y| Rgb([x as u8 * 50, y as u8 * 80, 9]));
+        for name in ["train/b/1.png", "train/b/2.webp", "train/b/3.ppm", "train/a/1.PNG"] {
+            write(dir.path(), name, colour.clone());
+        }
+        write(dir.path(), "train/c/grey.png", image::GrayImage::from_pixel(4, 3, Luma([7])));
+        write(dir.path(), "train/c/grey16.png", image::ImageBuffer::from_pixel(4, 3, Luma([0x8081u16])));
+        write(dir.path(), "train/c/greya.png", image::GrayAlphaImage::from_pixel(4, 3, LumaA([8, 0])));
+        write(dir.path(), "train/c/rgba.png", image::RgbaImage::from_pixel(4, 3, Rgba([1, 2, 3, 0])));
+        write(dir.path(), "val/c/x.jpg", RgbImage::from_pixel(4, 3, Rgb([128; 3])));
+        let set = run(dir.path(), json!({ "name": "mine", "source": "here" })).expect("a dataset");
+        assert_eq!(set.about.classes, ["a", "b", "c"]);
+        assert_eq!((set.about.name.as_str(), set.about.source.as_str()), ("mine", "here"));
+        assert_eq!(set.train.size, (3, 4));
+        assert_eq!(set.train.label, [0, 1, 1, 1, 2, 2, 2, 2]);
+        for row in 0..4 {
+            assert_eq!(set.train.image(row), colour.as_raw().as_slice(), "image {row}");
+        }
+        let first: Vec<&[u8]> = (4..8).map(|row| &set.train.image(row)[..3]).collect();
+        assert_eq!(first, [&[7u8, 7, 7][..], &[0x80, 0x80, 0x80], &[8, 8, 8], &[1, 2, 3]]);
+        assert_eq!((set.test.label.as_slice(), &set.test.image(0)[..3]), (&[2i64][..], &[128u8, 128, 128][..]));
+    }
+
+    #[test]
+    fn a_share_of_each_class_becomes_the_test_set() {
+        let dir = tempfile::tempdir().expect("a folder");
+        two_classes(dir.path(), 10);
+        let set = run(dir.path(), json!({ "test_share": 0.3 })).expect("a dataset");
+        assert_eq!((set.train.len(), set.test.len()), (14, 6));
+        assert_eq!(set.test.label, [0, 0, 0, 1, 1, 1]);
+        let mut values: Vec<u8> = set.train.pixels.chunks(12).chain(set.test.pixels.chunks(12)).map(|i| i[0]).collect();
+        values.sort_unstable();
+        assert_eq!(values, (0..10).chain(100..110).collect::<Vec<u8>>(), "every image is in one of the sets");
+        let again = run(dir.path(), json!({ "test_share": 0.3 })).expect("a dataset");
+        assert_eq!(again.test.pixels.to_vec(), set.test.pixels.to_vec());
+        let values: Vec<f64> = set.train.pixels.iter().map(|&v| f64::from(v) / 255.0).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
+        assert!((set.about.mean[0] - mean).abs() < 1e-12 && (set.about.std[2] - std).abs() < 1e-12);
+    }
+
+    #[test]
+    fn resizing_averages() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let halves = RgbImage::from_fn(64, 32, |x, _| if x < 32 { Rgb([200, 0, 0]) } else { Rgb([0, 100, 0]) });
+        write(dir.path(), "a/0.png", halves);
+        write(dir.path(), "a/1.png", grey(60, 8));
+        let set = run(dir.path(), json!({ "test_share": 0.5, "size": [4, 2] })).expect("a dataset");
+        assert_eq!((set.train.size, set.test.size), ((4, 2), (4, 2)));
+        let mut images = [set.train.image(0).to_vec(), set.test.image(0).to_vec()];
+        images.sort_by_key(|image| image[1] == 60);
+        // The triangle has its tip in the middle of a half and ends in the middle of the other half, so 4 of its 28 parts
+        // lie there (and 4 beyond the image, which do not count): 200 * 6/7, 100 * 1/7, 200 * 1/7, 100 * 6/7.
+        assert_eq!(images[0][..6], [171, 14, 0, 29, 86, 0]);
+        assert_eq!(images[1], [60; 24]);
+    }
+
+    #[test]
+    fn bad_folders_are_explained() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path();
+        check_error(&path.join("nowhere"), json!({}), &["cannot read", "nowhere"]);
+        check_error(path, json!({}), &["has no folders `train` and `test`"]);
+        check_error(path, json!({ "test_share": 0.2 }), &["has no folders, expected one per class"]);
+        write(path, "a/0.png", grey(0, 2));
+        check_error(path, json!({ "test_share": 0.2 }), &["class `a` has 1 image"]);
+        write(path, "a/1.png", grey(0, 3));
+        check_error(path, json!({ "test_share": 0.2 }), &["0.png` has 2x2", "1.png` has 3x3", "different sizes"]);
+        fs::write(path.join("a/1.png"), b"no picture").expect("written");
+        check_error(path, json!({ "test_share": 0.2 }), &["1.png` is no readable image"]);
+        let whole = fs::read(path.join("a/0.png")).expect("readable");
+        fs::write(path.join("a/1.png"), &whole[..whole.len() - 20]).expect("written");
+        check_error(path, json!({ "test_share": 0.2 }), &["1.png` is no readable image"]);
+
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path();
+        write(path, "train/a/0.png", grey(0, 2));
+        check_error(path, json!({}), &["has a folder `train`, but neither `test` nor `val`"]);
+        write(path, "test/b/0.png", grey(0, 2));
+        check_error(path, json!({}), &["test/b` has images of a class that", "train` does not have"]);
+        check_error(path, json!({ "test_share": 0.2 }), &["`test_share` has no meaning"]);
+        fs::rename(path.join("test/b"), path.join("test/a")).expect("renamed");
+        fs::rename(path.join("test/a/0.png"), path.join("test/a/0.txt")).expect("renamed");
+        check_error(path, json!({}), &["has no test images"]);
+    }
+
+    #[test]
+    fn parameters_are_checked() {
+        let check = |more: Value| {
+            let params: Params = serde_json::from_value(more).expect("readable");
+            Folder::check(&params).into_iter().map(|p| p.parameter).collect::<Vec<_>>()
+        };
+        assert!(check(json!({ "path": "x", "test_share": 0.2, "size": [32, 48] })).is_empty());
+        assert_eq!(check(json!({ "path": "x", "test_share": 1.0 })), ["test_share"]);
+        assert_eq!(check(json!({ "path": "x", "size": [32, 100_000] })), ["size"]);
     }
 }

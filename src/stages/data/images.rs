@@ -78,7 +78,10 @@ impl Images {
         for (row, &label) in self.labels.iter().enumerate() {
             let count = usize::try_from(label).ok().and_then(|label| counts.get_mut(label));
             let Some(count) = count else {
-                return Err(Error::stage(format!("image {row} has label {label}, expected 0 to {}", classes.len() - 1)));
+                return Err(Error::stage(format!(
+                    "image {row} has label {label}, expected 0 to {}",
+                    classes.len() - 1
+                )));
             };
             if *count < n {
                 rows.push(row);

@@ -70,8 +70,8 @@ mod tests {
     use super::*;
 
     /// Of the images of the official pickles, selected by an independent program.
-    const TRAIN: &str = "";
-    const TEST: &str = "";
+    const TRAIN: &str = "23bb39d3e0069f54a767a673b8e8a902808f3bb98abbf8d66f3faef1e471e17b";
+    const TEST: &str = "ca23e4c34ec007ee4d4cf29db3d769deacf5d6772d010f35ffaab11d92413d32";
 
     #[test]
     fn the_images_are_the_official_ones() {

@@ -80,7 +80,8 @@ fn read_parquet(path: &Path, n: usize) -> Result<Images, String> {
     let mut images = Images::with_capacity(SIZE, n);
     let mut rows = reader.get_row_iter(None).map_err(text)?;
     loop {
-        let chunk = rows.by_ref().take(CHUNK).map(|row| fields(row.map_err(text)?)).collect::<Result<Vec<_>, String>>()?;
+        let chunk =
+            rows.by_ref().take(CHUNK).map(|row| fields(row.map_err(text)?)).collect::<Result<Vec<_>, String>>()?;
         if chunk.is_empty() {
             return Ok(images);
         }

@@ -179,7 +179,8 @@ fn label(label: i64, row: usize) -> Result<i64, String> {
 /// A pickled dictionary with `data`, a NumPy array uint8 [rows, 3072], and `labels`, a list.
 fn pickle(bytes: &[u8], rows: usize) -> Result<Images, String> {
     // Strings of Python 2 stay bytes: with `decode_strings` the pixels would have to be UTF-8.
-    let value = serde_pickle::value_from_slice(bytes, DeOptions::new()).map_err(|error| format!("no pickle: {error}"))?;
+    let value =
+        serde_pickle::value_from_slice(bytes, DeOptions::new()).map_err(|error| format!("no pickle: {error}"))?;
     let Value::Dict(mut fields) = value else { return Err("expected a pickled dictionary".into()) };
     // Keys are bytes when Python 2 wrote the file, strings when Python 3 did.
     let mut field = |name: &str| {
@@ -219,7 +220,9 @@ fn array(value: Value, rows: usize) -> Result<Vec<u8>, String> {
     }
     match data {
         Value::Bytes(bytes) if bytes.len() == rows * IMAGE => Ok(bytes),
-        Value::Bytes(bytes) => Err(format!("`data` has {} bytes, expected {} of type uint8", bytes.len(), rows * IMAGE)),
+        Value::Bytes(bytes) => {
+            Err(format!("`data` has {} bytes, expected {} of type uint8", bytes.len(), rows * IMAGE))
+        }
         _ => Err("`data` has no bytes".into()),
     }
 }
@@ -250,7 +253,8 @@ pub(super) mod tests {
             b"\x80\x02}(".to_vec(),
             [short("labels"), b"](".to_vec(), labels, b"e".to_vec()].concat(),
             [short("data"), b"cnumpy.core.multiarray\n_reconstruct\n".to_vec()].concat(),
-            [b"cnumpy\nndarray\n(K\x00tU\x01btR".to_vec(), b"(K\x01(".to_vec(), two(n), two(3072), b"t".to_vec()].concat(),
+            [b"(cnumpy\nndarray\n(K\x00tU\x01btR".to_vec(), b"(K\x01(".to_vec(), two(n), two(3072), b"t".to_vec()]
+                .concat(),
             b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89".to_vec(),
             [b"T".as_slice(), &(pixels.len() as u32).to_le_bytes(), &pixels].concat(),
             b"tbu.".to_vec(),
@@ -324,14 +328,21 @@ pub(super) mod tests {
 
     #[test]
     fn bad_files_are_named() {
-        let cut = |name: &'static str| move |dir: &Path| {
-            let bytes = fs::read(dir.join(name)).expect("readable");
-            fs::write(dir.join(name), &bytes[..bytes.len() - 100]).expect("written");
+        let cut = |name: &'static str| {
+            move |dir: &Path| {
+                let bytes = fs::read(dir.join(name)).expect("readable");
+                fs::write(dir.join(name), &bytes[..bytes.len() - 100]).expect("written");
+            }
         };
         check_error(cut("data_batch_4"), pickle, "", "data_batch_4`: no pickle");
         check_error(cut("data_batch_4.bin"), binary, ".bin", "data_batch_4.bin`: expected 9219 bytes");
         check_error(|dir| fs::remove_file(dir.join("test_batch")).expect("gone"), pickle, "", "test_batch` is missing");
-        check_error(|dir| fs::write(dir.join("test_batch"), b"\x80\x02K\x01.").expect("written"), pickle, "", "dictionary");
+        check_error(
+            |dir| fs::write(dir.join("test_batch"), b"\x80\x02K\x01.").expect("written"),
+            pickle,
+            "",
+            "dictionary",
+        );
         let label = |dir: &Path| {
             let mut bytes = fs::read(dir.join("data_batch_2.bin")).expect("readable");
             bytes[3073] = 10;
@@ -343,7 +354,8 @@ pub(super) mod tests {
             fs::write(dir.join("data_batch_5"), pickle(&wrong)).expect("written");
         };
         check_error(label, pickle, "", "data_batch_5`: row 1 has label 77, expected 0 to 9");
-        let few = |dir: &Path| fs::write(dir.join("data_batch_1"), pickle(&images(0).select(&[0, 1]))).expect("written");
+        let few =
+            |dir: &Path| fs::write(dir.join("data_batch_1"), pickle(&images(0).select(&[0, 1]))).expect("written");
         check_error(few, pickle, "", "data_batch_1`: `data` has shape [2, 3072], expected [3, 3072]");
         let empty = |dir: &Path| {
             for name in BATCHES {

@@ -23,7 +23,14 @@ pub struct Pin {
 
 /// `data_batch_1` to `data_batch_5` and `test_batch`; made from the official pickles (their md5s stand in
 /// `assets/cifar10/make.py`).
-const OFFICIAL: [&str; 6] = ["", "", "", "", "", ""];
+const OFFICIAL: [&str; 6] = [
+    "2c4541e12b5d2e8d6d11739a0a2e5bb421ea7cf619c20dbffd7e2224c6051a0c",
+    "27f534693fce1ed63264afddd798b02258a84ee573c8377496af4d544b553907",
+    "2f9aa2e21b8a62e8cd42bc4c33e533f3117ed76838685946c01ed9f7e0265a61",
+    "93154bf4ca48733fbbab00bcaa87154cbc539bb1b416a2312009c42472e74a1f",
+    "62f433dfba024a09f64291a7071ceb0ac184bb159c77cc0080d6f48ad858f88c",
+    "e6e17a563c1fdf560c3020bcf0149f3bb98045253e019b34a242c2d4f1eb7874",
+];
 
 impl Pin {
     /// The official CIFAR-10.
