@@ -379,6 +379,18 @@ fn without_a_network_the_error_is_the_machines() {
     assert!(outcome.hint.contains("there are three ways to the images"), "{}", outcome.hint);
 }
 
+/// A file that pyarrow wrote: the first four test images.
+#[test]
+fn files_that_pyarrow_wrote_are_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cifar10/pyarrow.parquet");
+    let images = hub::read(&path, 4).expect("readable");
+    assert_eq!(images.labels, [3, 8, 8, 0]);
+    // Among the embedded images, which are the official ones, these four come first.
+    let (_, test) = embedded::load().expect("embedded images");
+    assert_eq!(images, test.select(&[0, 1, 2, 3]));
+    assert!(hub::read(&path, 5).is_err_and(|error| error == "expected 5 images, found 4"));
+}
+
 /// Whatever bit of a file is wrong: the images are the pinned ones or there is an error.
 #[test]
 fn no_flipped_bit_gives_other_images() {
