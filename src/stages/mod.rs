@@ -12,9 +12,7 @@ pub mod train;
 use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
-pub const STAGES: &[Entry] = &[
-    Entry::of::<test::echo::Echo>(),
-];
+pub const STAGES: &[Entry] = &[Entry::of::<test::echo::Echo>()];
 
 /// The entry called `name`.
 pub fn find(name: &str) -> Option<&'static Entry> {
