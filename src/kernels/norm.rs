@@ -194,11 +194,11 @@ pub fn backward(isa: Isa, layer: &Backward, saved: &Saved, scratch: &mut Scratch
             Dependence::Frozen => (0.0, 0.0),
             Dependence::Batch => {
                 let slope = -scale * inv_std * d_gamma / rows as f64;
-                (slope as f32, (-scale * d_beta / rows as f64 - slope * f64::from(saved.mean[c])) as f32)
+                (slope as f32, (-scale * d_beta / rows as f64) as f32)
             }
         };
     }
-    let coefficients = [&*on_gradient, &*on_input, &*constant];
+    let coefficients = [&*on_gradient, &*on_input, &*constant, &saved.mean];
     let chunk = chunk_of(n_channels);
     let dx_write = gradients.dx_write;
     let slice = |i: usize, length: usize| {
@@ -450,10 +450,10 @@ struct Incoming<'a> {
 }
 
 multiversion! {
-    /// `dx (+)= a * g + b * x + c`, and the residual's gradient `(+)= g`.
+    /// `dx (+)= a * g + b * (x - mean) + c`, and the residual's gradient `(+)= g`.
     fn apply_gradient(
         incoming: Incoming<'_>,
-        coefficients: [&[f32]; 3],
+        coefficients: [&[f32]; 4],
         dx: &mut [f32],
         dx_write: Write,
         residual_target: Option<(&mut [f32], Write)>,
@@ -474,7 +474,7 @@ multiversion! {
 #[allow(clippy::too_many_arguments)]
 fn apply_gradient_to<const W: usize>(
     incoming: &Incoming<'_>,
-    coefficients: [&[f32]; 3],
+    coefficients: [&[f32]; 4],
     dx: &mut [f32],
     dx_write: Write,
     residual: &mut Option<(&mut [f32], Write)>,
@@ -483,7 +483,7 @@ fn apply_gradient_to<const W: usize>(
     channel: usize,
 ) {
     let n_channels = coefficients[0].len();
-    let [a, b, c]: [[f32; W]; 3] = coefficients.map(|values| lanes(values, channel));
+    let [a, b, c, mean]: [[f32; W]; 4] = coefficients.map(|values| lanes(values, channel));
     let mut at = start + channel;
     for _ in 0..n_rows {
         let x: [f32; W] = lanes(incoming.x, at);
@@ -503,7 +503,7 @@ fn apply_gradient_to<const W: usize>(
             sum = lanes(dx, at);
         }
         for i in 0..W {
-            sum[i] += a[i] * gradient[i] + b[i] * x[i] + c[i];
+            sum[i] += a[i] * gradient[i] + b[i] * (x[i] - mean[i]) + c[i];
         }
         dx[at..at + W].copy_from_slice(&sum);
         at += n_channels;
