@@ -1,0 +1,1 @@
+//! The kernels: convolution, batch normalisation, pooling and the rest, forwards and backwards.
