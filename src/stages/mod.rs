@@ -13,7 +13,10 @@ use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
+    Entry::of::<evaluate::backdoor::Backdoor>(),
+    Entry::of::<purify::fine_tune::FineTune>(),
     Entry::of::<test::echo::Echo>(),
+    Entry::of::<train::classifier::Classifier>(),
 ];
 
 /// The entry called `name`.
