@@ -52,10 +52,18 @@ macro_rules! number {
 }
 
 macro_rules! number_in_range {
-    ((fraction), $v:expr) => { $v >= 0.0 && $v <= 1.0 };
-    ((positive), $v:expr) => { $v > 0.0 && $v < f64::INFINITY };
-    ((non_negative), $v:expr) => { $v >= 0.0 && $v < f64::INFINITY };
-    ((count), $v:expr) => { $v >= 1 && $v <= 1_000_000_000 };
+    ((fraction), $v:expr) => {
+        $v >= 0.0 && $v <= 1.0
+    };
+    ((positive), $v:expr) => {
+        $v > 0.0 && $v < f64::INFINITY
+    };
+    ((non_negative), $v:expr) => {
+        $v >= 0.0 && $v < f64::INFINITY
+    };
+    ((count), $v:expr) => {
+        $v >= 1 && $v <= 1_000_000_000
+    };
 }
 
 macro_rules! number_schema {

@@ -174,7 +174,10 @@ impl Split {
         };
         let images = tensors.tensor("images")?;
         let &[n, height, width, 3] = images.shape() else {
-            return Err(Error::machine(format!("`{name}`: images of shape {:?}, expected [N, H, W, 3]", images.shape())));
+            return Err(Error::machine(format!(
+                "`{name}`: images of shape {:?}, expected [N, H, W, 3]",
+                images.shape()
+            )));
         };
         let start = images.data().as_ptr() as usize - map.as_ptr() as usize;
         let range = start..start + images.data().len();

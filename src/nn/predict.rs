@@ -1,6 +1,7 @@
 //! What a trained network says about images.
 
 use super::augment::{self, Normalise};
+use super::models;
 use super::network::{Architecture, Config, Mode, Network};
 use crate::artifact::model::ModelInfo;
 use crate::artifact::{Model, Split};
@@ -15,7 +16,7 @@ pub const BATCH: usize = 100;
 /// An architecture that this build does not know, or weights that do not fit it.
 pub fn open(model: &Model) -> Result<(Network, Normalise)> {
     let ModelInfo { architecture, n_classes, size, mean, std, sigma_xt, sigma_ty, .. } = &model.info;
-    let architecture = architecture_called(architecture)?;
+    let architecture = Architecture::find(architecture)?;
     let config = Config { architecture, n_classes: *n_classes, size: *size, sigma_xt: *sigma_xt, sigma_ty: *sigma_ty };
     let mut network = Network::new(&config)?;
     network.load(&model.weights).context(format!("loading weights into `{}`", model.info.architecture))?;
@@ -23,21 +24,18 @@ pub fn open(model: &Model) -> Result<(Network, Normalise)> {
     Ok((network, Normalise::new(*mean, *std)?))
 }
 
-/// The architecture called `name`.
-///
-/// # Errors
-/// A name that this build does not know.
-pub fn architecture_called(name: &str) -> Result<Architecture> {
-    serde_json::from_value(serde_json::Value::from(name))
-        .map_err(|_| Error::user(format!("this build knows no architecture `{name}`")))
+/// Layers that can be observed, from the input on, without the logits: `stem`, blocks (`layer1.0`), stages (`layer1`),
+/// `avgpool`.
+pub fn layer_names(architecture: Architecture) -> Vec<String> {
+    // Layers do not depend on size and classes; these suit every architecture.
+    let config = Config { architecture, n_classes: 2, size: (64, 64), sigma_xt: 0.0, sigma_ty: 0.0 };
+    let layers = models::build(&config).map(|graph| graph.layers).unwrap_or_default();
+    layers.into_iter().map(|(name, _)| name).filter(|name| name != "logits").collect()
 }
 
-/// The name of an architecture.
-pub fn architecture_name(architecture: Architecture) -> String {
-    match serde_json::to_value(architecture) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => format!("{architecture:?}"),
-    }
+/// The last stage of an architecture: what information estimates look at unless told otherwise.
+pub fn deepest_stage(architecture: Architecture) -> Option<String> {
+    layer_names(architecture).into_iter().rev().find(|name| name != "avgpool" && !name.contains('.'))
 }
 
 /// Logits of the images `rows` of `split`: [rows, n_classes]. Running statistics, no augmentation.
@@ -125,9 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn architectures_are_called_as_in_pipelines() {
-        assert_eq!(architecture_name(Architecture::PreactResnet18), "preact-resnet18");
-        assert_eq!(architecture_called("vgg16-bn").unwrap(), Architecture::Vgg16Bn);
-        assert!(architecture_called("resnet1").unwrap_err().message().contains("`resnet1`"));
+    fn the_deepest_stage_stands_before_the_pool() {
+        let deepest = |architecture| deepest_stage(architecture).unwrap();
+        assert_eq!(deepest(Architecture::Resnet8), "layer3");
+        assert_eq!(deepest(Architecture::Resnet18), "layer4");
+        assert_eq!(deepest(Architecture::PreactResnet18), "layer4");
+        assert_eq!(deepest(Architecture::Vgg16Bn), "layer5");
     }
 }

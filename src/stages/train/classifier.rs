@@ -18,7 +18,7 @@ use crate::artifact::model::ModelInfo;
 use crate::artifact::{Model, Packed, Table, Trace};
 use crate::error::{Error, Result};
 use crate::nn::augment::Normalise;
-use crate::nn::{Architecture, Config, Network, optim, predict, schedule};
+use crate::nn::{Architecture, Config, Network, optim, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive};
 use crate::stage::{Context, Problem, Resources, Stage};
 use schemars::JsonSchema;
@@ -89,7 +89,7 @@ pub enum Select {
 }
 
 /// Gaussian noise inside the network, active while training and while observing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Noise {
     /// Standard deviation of the noise after the stem and after every block; the information-bottleneck code has 0.4.
@@ -98,6 +98,12 @@ pub struct Noise {
     pub sigma_ty: NonNegative,
     /// Whether it is active when test and validation accuracy are measured, too.
     pub at_evaluation: bool,
+}
+
+impl Default for Noise {
+    fn default() -> Noise {
+        Noise { sigma_xt: defaults::NO_NOISE, sigma_ty: defaults::NO_NOISE, at_evaluation: false }
+    }
 }
 
 /// A default outside its range does not compile.
@@ -116,6 +122,7 @@ mod defaults {
     pub const LEARNING_RATE: Positive = checked(Positive::new(0.01));
     pub const MOMENTUM: Fraction = checked(Fraction::new(0.9));
     pub const WEIGHT_DECAY: NonNegative = checked(NonNegative::new(5e-4));
+    pub const NO_NOISE: NonNegative = checked(NonNegative::new(0.0));
     pub const NO_SHARE: Fraction = checked(Fraction::new(0.0));
 }
 
@@ -257,7 +264,7 @@ impl Stage for Classifier {
         cx.headline(chosen.headline());
 
         let info = ModelInfo {
-            architecture: predict::architecture_name(params.model),
+            architecture: params.model.name().to_string(),
             n_classes: config.n_classes,
             size: config.size,
             mean,

@@ -19,7 +19,8 @@ use std::collections::BTreeMap;
 pub struct Observe {
     /// Epochs after which the network is observed, from 1.
     pub epochs: Vec<usize>,
-    /// Layers, by the names of the network; none for the deepest one. The logits are always observed.
+    /// Layers, by the names of the network; none for the last stage (`layer4` of ResNet-18). The logits are always
+    /// observed.
     #[serde(default)]
     pub layers: Vec<String>,
     /// Rows of every group of equal label and role, at most. The information-bottleneck code takes up to 4,500.
@@ -46,9 +47,9 @@ impl Observe {
             let message = format!("epoch {late} does not lie within the {epochs} epochs of the training");
             problem("observe.epochs", message, format!("choose epochs between 1 and {epochs}"));
         }
-        let known = model.layer_names();
+        let known = predict::layer_names(model);
         if let Some(unknown) = self.layers.iter().find(|layer| !known.contains(layer)) {
-            let message = format!("`{}` has no layer `{unknown}`", predict::architecture_name(model));
+            let message = format!("`{}` has no layer `{unknown}`", model.name());
             problem("observe.layers", message, format!("its layers are {}", known.join(", ")));
         }
         problems
@@ -73,9 +74,10 @@ impl Observer {
         (split, candidates): (&Split, &[usize]),
         network: &Network,
     ) -> Result<Observer> {
-        let known = network.layer_names();
+        let architecture = network.config().architecture;
+        let known = predict::layer_names(architecture);
         let layers: Vec<String> = match observe.layers.as_slice() {
-            [] => known.last().cloned().into_iter().collect(),
+            [] => predict::deepest_stage(architecture).into_iter().collect(),
             asked => known.iter().filter(|name| asked.contains(name)).cloned().collect(),
         };
         if let Some(unknown) = observe.layers.iter().find(|layer| !known.contains(layer)) {

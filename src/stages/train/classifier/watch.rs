@@ -131,9 +131,10 @@ impl<'a> Watch<'a> {
             Ok(predict::classes(&self.logits(network, split, &rows)?, n_classes))
         };
         let clean = classes(test, 1)?;
-        let attacked = triggered.as_ref().map(|split| Ok((classes(split, 2)?, split))).transpose()?;
-        let attacked = attacked.as_ref().map(|(classes, split): &(Vec<i64>, &Split)| (classes.as_slice(), *split));
-        Scores::count((&clean, test), attacked, n_classes)
+        match triggered {
+            None => Scores::count((&clean, test), None, n_classes),
+            Some(split) => Scores::count((&clean, test), Some((&classes(split, 2)?, split)), n_classes),
+        }
     }
 
     fn logits(&self, network: &mut Network, split: &Split, rows: &[usize]) -> Result<Vec<f32>> {
