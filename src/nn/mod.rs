@@ -10,10 +10,17 @@
 //! fixed addresses. Any loss still works: [`Network::forward`] returns logits (and layers' values), and
 //! [`Network::backward_from`] takes gradients on logits and on any layers.
 
+pub mod augment;
+#[cfg(test)]
+mod golden;
 pub mod graph;
 mod init;
+pub mod loss;
 mod models;
 pub mod network;
+pub mod optim;
+pub mod predict;
+pub mod schedule;
 mod tape;
 mod weights;
 
