@@ -4,6 +4,8 @@ pub mod artifact;
 pub mod config;
 pub mod error;
 pub mod events;
+pub mod information;
+pub mod kernels;
 pub mod param;
 pub mod plan;
 pub mod rng;

@@ -13,6 +13,7 @@ use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
+    Entry::of::<evaluate::information::Information>(),
     Entry::of::<test::echo::Echo>(),
 ];
 
