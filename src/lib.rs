@@ -74,6 +74,8 @@ pub mod figure;
 pub mod information;
 pub mod kernels;
 pub mod nn;
+pub mod information;
+pub mod kernels;
 pub mod param;
 pub mod plan;
 pub mod report;

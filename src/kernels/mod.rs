@@ -51,3 +51,6 @@ pub(crate) fn lanes<const W: usize>(values: &[f32], at: usize) -> [f32; W] {
     lanes.copy_from_slice(&values[at..at + W]);
     lanes
 }
+//! The kernels: convolution, batch normalisation, pooling and the rest, forwards and backwards.
+
+pub mod product;
