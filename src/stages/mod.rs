@@ -13,6 +13,9 @@ use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
+    Entry::of::<plot::curves::Curves>(),
+    Entry::of::<plot::information_plane::InformationPlane>(),
+    Entry::of::<plot::samples::Samples>(),
     Entry::of::<test::echo::Echo>(),
 ];
 
