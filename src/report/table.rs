@@ -420,6 +420,7 @@ fn escape_latex(text: &str) -> String {
             '^' => escaped.push_str("\\textasciicircum{}"),
             '<' => escaped.push_str("$<$"),
             '>' => escaped.push_str("$>$"),
+            '|' => escaped.push_str("$|$"),
             '−' => escaped.push_str("$-$"),
             '×' => escaped.push_str("$\\times$"),
             '→' => escaped.push_str("$\\rightarrow$"),

@@ -386,5 +386,7 @@ mod tests {
         check(json!({}), clean, "no triggered test images");
         let many: Params = serde_json::from_value(json!({ "n": 101 })).unwrap();
         assert_eq!(Samples::check(&many)[0].parameter, "n");
+        let schema = (crate::stage::Entry::of::<Samples>().schema)();
+        assert_eq!(schema.pointer("/properties/n/maximum"), Some(&json!(100)));
     }
 }
