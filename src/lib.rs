@@ -76,6 +76,7 @@ pub mod kernels;
 pub mod nn;
 pub mod information;
 pub mod kernels;
+pub mod figure;
 pub mod param;
 pub mod plan;
 pub mod report;
