@@ -49,7 +49,10 @@ pub(super) fn check(
     let reader_type = reader.1.info.map_or("", |info| info.entry.name);
     problems.push(
         Diagnostic::new(
-            format!("input `{}` of `{reader_type}` is a {}, but `{source_name}` makes a {}", port.name, port.kind, output.kind),
+            format!(
+                "input `{}` of `{reader_type}` is a {}, but `{source_name}` makes a {}",
+                port.name, port.kind, output.kind
+            ),
             reference.span,
         )
         .label(format!("expected a {}, found a {}", port.kind, output.kind))
