@@ -90,6 +90,17 @@ number!(
     Count(usize), "be at least 1", (count)
 );
 
+impl Fraction {
+    /// The whole.
+    pub const ONE: Fraction = Fraction(1.0);
+
+    /// This share of `n` things, rounded down. A product that only the binary form of the share leaves below a whole
+    /// number counts as that number: 0.29 of 100 is 29.
+    pub fn of(self, n: usize) -> usize {
+        ((self.0 * n as f64 + 1e-6).floor() as usize).min(n)
+    }
+}
+
 impl Count {
     /// One.
     pub const ONE: Count = Count(1);
@@ -98,6 +109,20 @@ impl Count {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_rounded_down() {
+        let check = |share: f64, n: usize, expected: usize| {
+            assert_eq!(Fraction::new(share).map(|f| f.of(n)), Some(expected), "{share} of {n}");
+        };
+        check(0.1, 50_000, 5_000);
+        check(0.1, 45_000, 4_500);
+        check(0.1, 1_500, 150);
+        check(0.1, 1_509, 150);
+        check(0.29, 100, 29);
+        check(0.0, 10, 0);
+        check(1.0, 10, 10);
+    }
 
     #[test]
     fn ranges_hold() {

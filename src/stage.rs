@@ -132,6 +132,21 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+/// What planning learns of a stage's parameters.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// The parameters, completed.
+    pub params: Value,
+    /// [`Stage::draws`].
+    pub draws: bool,
+    /// [`Stage::check`].
+    pub problems: Vec<Problem>,
+    /// [`Stage::absent`].
+    pub absent: Vec<(&'static str, &'static str)>,
+    /// [`Stage::resources`].
+    pub resources: Resources,
+}
+
 /// What a stage needs of the machine while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
@@ -434,6 +449,8 @@ pub struct Entry {
     pub absent: fn(&Value) -> Vec<(&'static str, &'static str)>,
     /// [`Stage::resources`] on completed parameters.
     pub resources: fn(&Value) -> Resources,
+    /// All that planning asks about parameters, decoded once.
+    pub examine: fn(Value) -> Result<Examined, String>,
     /// Runs the stage on completed parameters and writes its outputs under the directory.
     pub run: fn(&Context, &Value, RawInputs, &Path) -> Result<Vec<Written>>,
 }
@@ -459,6 +476,16 @@ impl Entry {
             sources: |value| decode::<S>(value).map(|p| S::sources(&p)).unwrap_or_default(),
             absent: |value| decode::<S>(value).map(|p| S::absent(&p)).unwrap_or_default(),
             resources: |value| decode::<S>(value).map(|p| S::resources(&p)).unwrap_or_default(),
+            examine: |value| {
+                let params: S::Params = serde_json::from_value(value).map_err(|e| e.to_string())?;
+                Ok(Examined {
+                    draws: S::draws(&params),
+                    problems: S::check(&params),
+                    absent: S::absent(&params),
+                    resources: S::resources(&params),
+                    params: serde_json::to_value(&params).map_err(|e| e.to_string())?,
+                })
+            },
             run: |cx, value, mut raw, dir| {
                 let params = decode::<S>(value)?;
                 let inputs = S::Inputs::open(&mut raw)?;

@@ -18,6 +18,7 @@ pub mod linear;
 pub mod noise;
 pub mod norm;
 pub mod pool;
+pub mod product;
 #[cfg(test)]
 pub(crate) mod reference;
 

@@ -115,7 +115,7 @@ fn check_network(config: &Config, mode: Mode, layer: Option<&str>) {
         loss(&mut network, &images)
     });
     network.params_mut().copy_from_slice(&parameters);
-    check_slope(&format!("images of {what}"), &input_gradient, 3e-2, |step| {
+    check_slope(&format!("images of {what}"), &input_gradient, 3e-3, |step| {
         let moved: Vec<f32> = images.iter().zip(step).map(|(x, d)| x + d).collect();
         loss(&mut network, &moved)
     });

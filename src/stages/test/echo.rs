@@ -4,13 +4,14 @@
 use crate::artifact::Table;
 use crate::artifact::table::{Cell, Column};
 use crate::error::{Error, Result};
-use crate::stage::{Context, Named, Resources, Stage};
+use crate::param::{Count, Fraction, Positive};
+use crate::stage::{Context, Named, Problem, Resources, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// Repeats a value; for tests of the runner.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// The value of the row.
@@ -21,6 +22,47 @@ pub struct Params {
     pub steps: u64,
     /// How to end.
     pub end: End,
+    /// A share that does nothing.
+    pub share: Fraction,
+    /// A number above zero that does nothing, if there is one.
+    pub limit: Option<Positive>,
+    /// Whole numbers that do nothing.
+    pub items: Vec<u32>,
+    /// A range that does nothing.
+    pub range: Range,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params {
+            value: 0.0,
+            random: false,
+            steps: 0,
+            end: End::Well,
+            share: Fraction::ONE,
+            limit: None,
+            items: Vec::new(),
+            range: Range::default(),
+        }
+    }
+}
+
+/// Two ends and what lies between.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Range {
+    /// The lower end.
+    pub low: f64,
+    /// The upper end, not below the lower.
+    pub high: f64,
+    /// How many parts it has.
+    pub parts: Count,
+}
+
+impl Default for Range {
+    fn default() -> Range {
+        Range { low: 0.0, high: 1.0, parts: Count::ONE }
+    }
 }
 
 /// How the stage ends.
@@ -58,6 +100,18 @@ impl Stage for Echo {
 
     fn draws(params: &Params) -> bool {
         params.random
+    }
+
+    fn check(params: &Params) -> Vec<Problem> {
+        if params.range.low <= params.range.high {
+            return Vec::new();
+        }
+        let Range { low, high, .. } = params.range;
+        vec![Problem {
+            parameter: "range.low",
+            message: format!("the range begins at {low} and ends at {high}"),
+            hint: Some("swap `range.low` and `range.high`".into()),
+        }]
     }
 
     fn resources(_: &Params) -> Resources {
