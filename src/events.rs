@@ -1,6 +1,6 @@
 //! What happens during a run, as data: the interface between the scheduler, its workers and the reporter.
 //!
-//! A worker writes its [`Event`]s as JSON lines on standard output. The scheduler wraps them into [`RunEvent`]s,
+//! A worker writes its [`Event`]s as JSON lines on standard output. The scheduler wraps them into [`RunEvent`](crate::exec::RunEvent)s,
 //! which `report` turns into a terminal display or JSON lines. Nothing else prints (invariant 12).
 
 use crate::store::digest::Digest;
@@ -45,6 +45,11 @@ pub enum Event {
         outputs: BTreeMap<String, Digest>,
         /// Whether another process had stored them meanwhile.
         by_other: bool,
+    },
+    /// An input is not what its digest says; it has been set aside.
+    Damaged {
+        /// What was found.
+        message: String,
     },
     /// The stage failed.
     Failed {

@@ -52,10 +52,18 @@ macro_rules! number {
 }
 
 macro_rules! number_in_range {
-    ((fraction), $v:expr) => { $v >= 0.0 && $v <= 1.0 };
-    ((positive), $v:expr) => { $v > 0.0 && $v < f64::INFINITY };
-    ((non_negative), $v:expr) => { $v >= 0.0 && $v < f64::INFINITY };
-    ((count), $v:expr) => { $v >= 1 && $v <= 1_000_000_000 };
+    ((fraction), $v:expr) => {
+        $v >= 0.0 && $v <= 1.0
+    };
+    ((positive), $v:expr) => {
+        $v > 0.0 && $v < f64::INFINITY
+    };
+    ((non_negative), $v:expr) => {
+        $v >= 0.0 && $v < f64::INFINITY
+    };
+    ((count), $v:expr) => {
+        $v >= 1 && $v <= 1_000_000_000
+    };
 }
 
 macro_rules! number_schema {
@@ -85,6 +93,14 @@ number!(
 impl Fraction {
     /// All of it.
     pub const ONE: Fraction = Fraction(1.0);
+    /// The whole.
+    pub const ONE: Fraction = Fraction(1.0);
+
+    /// This share of `n` things, rounded down. A product that only the binary form of the share leaves below a whole
+    /// number counts as that number: 0.29 of 100 is 29.
+    pub fn of(self, n: usize) -> usize {
+        ((self.0 * n as f64 + 1e-6).floor() as usize).min(n)
+    }
 }
 
 impl Count {
@@ -95,6 +111,20 @@ impl Count {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_rounded_down() {
+        let check = |share: f64, n: usize, expected: usize| {
+            assert_eq!(Fraction::new(share).map(|f| f.of(n)), Some(expected), "{share} of {n}");
+        };
+        check(0.1, 50_000, 5_000);
+        check(0.1, 45_000, 4_500);
+        check(0.1, 1_500, 150);
+        check(0.1, 1_509, 150);
+        check(0.29, 100, 29);
+        check(0.0, 10, 0);
+        check(1.0, 10, 10);
+    }
 
     #[test]
     fn ranges_hold() {

@@ -50,6 +50,13 @@ impl Stream {
         Stream { key: self.key, rng, spare: None }
     }
 
+    /// The independent stream called `name` under this one, with sub-streams of its own ([`Stream::at`] of a
+    /// sub-stream counts from the same parent, so it does not nest).
+    pub fn child(&self, name: &str) -> Stream {
+        let key = *blake3::keyed_hash(&self.key, name.as_bytes()).as_bytes();
+        Stream { key, rng: ChaCha8Rng::from_seed(key), spare: None }
+    }
+
     /// Uniform 32 bits.
     pub fn next_u32(&mut self) -> u32 {
         self.rng.next_u32()
@@ -161,6 +168,15 @@ mod tests {
         }
         assert_eq!(drained.at(3).next_u64(), fresh.at(3).next_u64());
         assert_ne!(fresh.at(3).next_u64(), fresh.at(4).next_u64());
+    }
+
+    #[test]
+    fn children_nest() {
+        let parent = Streams::new(0, "s").stream("n");
+        assert_eq!(parent.child("a").next_u64(), parent.child("a").next_u64());
+        assert_ne!(parent.child("a").next_u64(), parent.child("b").next_u64());
+        assert_ne!(parent.child("a").at(0).next_u64(), parent.child("b").at(0).next_u64());
+        assert_ne!(parent.child("a").child("b").next_u64(), parent.child("b").next_u64());
     }
 
     #[test]

@@ -354,10 +354,7 @@ impl<T: Open> PortValue for Vec<Named<T>> {
     const ARITY: Arity = Arity::Many;
 
     fn open_port(_: &str, bound: Vec<Bound>) -> Result<Vec<Named<T>>> {
-        bound
-            .into_iter()
-            .map(|b| Ok(Named { value: open_bound(&b)?, name: b.label, point: b.point }))
-            .collect()
+        bound.into_iter().map(|b| Ok(Named { value: open_bound(&b)?, name: b.label, point: b.point })).collect()
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -48,22 +49,39 @@ impl Role {
     }
 }
 
-/// The bytes of the images: owned, borrowed from a constant, or mapped from a blob.
+/// The bytes of the images: owned, or mapped from a blob.
 #[derive(Clone)]
 pub enum Pixels {
-    /// In memory.
+    /// One image behind the other, in memory.
     Owned(Arc<Vec<u8>>),
-    /// A range of a mapped file.
+    /// One image behind the other, in a range of a mapped file.
     Mapped(Arc<Mmap>, std::ops::Range<usize>),
+    /// Anywhere in a mapped file: where each image begins. A `.beton` file leaves gaps at the ends of its pages.
+    Scattered(Arc<Mmap>, Arc<Vec<usize>>),
 }
 
-impl std::ops::Deref for Pixels {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
+impl Pixels {
+    /// Image `i`, when every image takes `bytes` bytes.
+    fn image(&self, i: usize, bytes: usize) -> &[u8] {
         match self {
-            Pixels::Owned(bytes) => bytes,
-            Pixels::Mapped(map, range) => &map[range.clone()],
+            Pixels::Owned(all) => &all[i * bytes..(i + 1) * bytes],
+            Pixels::Mapped(map, range) => &map[range.clone()][i * bytes..(i + 1) * bytes],
+            Pixels::Scattered(map, starts) => &map[starts[i]..starts[i] + bytes],
+        }
+    }
+
+    /// All images, one behind the other; copied only if they do not lie that way.
+    fn contiguous(&self, bytes: usize) -> Cow<'_, [u8]> {
+        match self {
+            Pixels::Owned(all) => Cow::Borrowed(all),
+            Pixels::Mapped(map, range) => Cow::Borrowed(&map[range.clone()]),
+            Pixels::Scattered(_, starts) => {
+                let mut all = Vec::with_capacity(starts.len() * bytes);
+                for i in 0..starts.len() {
+                    all.extend_from_slice(self.image(i, bytes));
+                }
+                Cow::Owned(all)
+            }
         }
     }
 }
@@ -128,8 +146,12 @@ impl Split {
 
     /// Image `i`, [H, W, 3].
     pub fn image(&self, i: usize) -> &[u8] {
-        let bytes = self.image_bytes();
-        &self.pixels[i * bytes..(i + 1) * bytes]
+        self.pixels.image(i, self.image_bytes())
+    }
+
+    /// All images, [N, H, W, 3]; copied only if they do not lie one behind the other.
+    pub fn images(&self) -> Cow<'_, [u8]> {
+        self.pixels.contiguous(self.image_bytes())
     }
 
     /// The rows `rows`, in that order; `index` keeps pointing into the original split.
@@ -154,8 +176,9 @@ impl Split {
         let longs = |values: &[i64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         let (label, true_label, index) = (longs(&self.label), longs(&self.true_label), longs(&self.index));
         let role: Vec<u8> = self.role.iter().map(|&r| r as u8).collect();
+        let images = self.images();
         let tensors = [
-            ("images", TensorView::new(Dtype::U8, vec![n, height, width, 3], &self.pixels)?),
+            ("images", TensorView::new(Dtype::U8, vec![n, height, width, 3], &images)?),
             ("index", TensorView::new(Dtype::I64, vec![n], &index)?),
             ("label", TensorView::new(Dtype::I64, vec![n], &label)?),
             ("role", TensorView::new(Dtype::U8, vec![n], &role)?),
@@ -174,7 +197,10 @@ impl Split {
         };
         let images = tensors.tensor("images")?;
         let &[n, height, width, 3] = images.shape() else {
-            return Err(Error::machine(format!("`{name}`: images of shape {:?}, expected [N, H, W, 3]", images.shape())));
+            return Err(Error::machine(format!(
+                "`{name}`: images of shape {:?}, expected [N, H, W, 3]",
+                images.shape()
+            )));
         };
         let start = images.data().as_ptr() as usize - map.as_ptr() as usize;
         let range = start..start + images.data().len();

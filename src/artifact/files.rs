@@ -76,6 +76,7 @@ impl Files {
     /// # Errors
     /// A missing, unreadable or malformed file.
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        serde_json::from_slice(&self.read(name)?).map_err(|error| Error::from(error).context(format!("reading `{name}`")))
+        serde_json::from_slice(&self.read(name)?)
+            .map_err(|error| Error::from(error).context(format!("reading `{name}`")))
     }
 }

@@ -75,7 +75,8 @@ pub fn from_safetensors(bytes: &[u8]) -> Result<Weights> {
     for (name, view) in tensors.tensors() {
         match view.dtype() {
             Dtype::F32 => {
-                let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                let values =
+                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
                 weights.insert(name, NamedTensor { shape: view.shape().to_vec(), values });
             }
             Dtype::I64 => {}

@@ -21,17 +21,24 @@ pub struct Packed {
 }
 
 /// A dataset that is to be written as `.beton` files.
-pub struct Packing<'a>(pub &'a Dataset);
+#[derive(Clone)]
+pub struct Packing {
+    /// The dataset.
+    pub dataset: Dataset,
+    /// Bytes of a page, a power of two; grows to the next power of two that holds an image.
+    pub page_size: u32,
+}
 
-impl Save for Packing<'_> {
+impl Save for Packing {
     const KIND: Kind = Kind::Packed;
 
     fn save(&self, sink: &mut Sink) -> Result<()> {
-        sink.json("dataset.json", &self.0.about)?;
-        sink.file("train.beton", |out| beton::write_split(&self.0.train, out))?;
-        sink.file("test.beton", |out| beton::write_split(&self.0.test, out))?;
-        match &self.0.triggered {
-            Some(split) => sink.file("triggered.beton", |out| beton::write_split(split, out)),
+        let Dataset { about, train, test, triggered } = &self.dataset;
+        sink.json("dataset.json", about)?;
+        sink.file("train.beton", |out| beton::write_split(train, self.page_size, out))?;
+        sink.file("test.beton", |out| beton::write_split(test, self.page_size, out))?;
+        match triggered {
+            Some(split) => sink.file("triggered.beton", |out| beton::write_split(split, self.page_size, out)),
             None => Ok(()),
         }
     }

@@ -99,13 +99,7 @@ pub struct Column {
 impl Column {
     /// A column without unit.
     pub fn new(name: &str, definition: &str) -> Column {
-        Column {
-            name: name.into(),
-            unit: String::new(),
-            definition: definition.into(),
-            digits: None,
-            hidden: false,
-        }
+        Column { name: name.into(), unit: String::new(), definition: definition.into(), digits: None, hidden: false }
     }
 
     /// Sets the unit.

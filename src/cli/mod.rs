@@ -1,7 +1,91 @@
-//! The commands, one file each.
+//! The command line: argv -> command -> exit code. One file per command.
 
-pub mod describe;
-pub mod graph;
-pub mod init;
-pub mod list;
-pub mod schema;
+mod args;
+mod cache;
+mod describe;
+mod explain;
+mod graph;
+mod init;
+mod list;
+mod logs;
+mod project;
+mod run;
+mod schema;
+mod show;
+mod status;
+
+pub use args::Cli;
+
+use crate::error::Result;
+use crate::report::{self, style::Style};
+use args::Command;
+use clap::{CommandFactory, Parser};
+
+/// Parses the command line, runs the command, and says what went wrong. Returns the exit code.
+pub fn main() -> u8 {
+    // clap ends the process itself for `--help`, `--version` (0) and for a wrong command line (2).
+    let cli = Cli::parse();
+    let style = Style::for_stderr(cli.global.color);
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            if cli.global.json {
+                report::json_data(&serde_json::json!({
+                    "schema": 1,
+                    "error": error.to_string(),
+                    "hint": error.hint_text(),
+                    "exit_code": error.class().exit_code(),
+                }));
+            } else {
+                report::error(&error, style);
+            }
+            error.class().exit_code()
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<u8> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Run(args) => run::run(global, args),
+        Command::Plan(args) => status::plan(global, args),
+        Command::Status(args) => status::status(global, args),
+        Command::Explain(args) => explain::explain(global, args),
+        Command::Show(args) => show::show(global, args),
+        Command::Logs(args) => logs::logs(global, args),
+        Command::List => {
+            if global.json { report::json_data(&list::json()) } else { report::data(&list::text()) }
+            Ok(0)
+        }
+        Command::Describe { stage } => {
+            if global.json { report::json_data(&describe::json(stage)?) } else { report::data(&describe::text(stage)?) }
+            Ok(0)
+        }
+        Command::Graph(args) => {
+            let plan = project::load(&args.pipeline)?.plan;
+            report::data(&match args.format {
+                args::GraphFormat::Text => graph::text(&plan),
+                args::GraphFormat::Dot => graph::dot(&plan),
+                args::GraphFormat::Mermaid => graph::mermaid(&plan),
+            });
+            Ok(0)
+        }
+        Command::Verify(args) => cache::verify(global, args),
+        Command::Gc(args) => cache::gc(global, args),
+        Command::Init { name } => {
+            report::note(&init::init(name)?);
+            Ok(0)
+        }
+        Command::Schema => {
+            report::json_data(&schema::schema());
+            Ok(0)
+        }
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "runner", &mut text);
+            report::data(&String::from_utf8_lossy(&text));
+            Ok(0)
+        }
+        Command::Worker => Ok(crate::exec::worker::main()),
+    }
+}

@@ -13,8 +13,21 @@ use crate::stage::Entry;
 
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
+    Entry::of::<data::cifar10::Cifar10>(),
+    Entry::of::<data::clean_split::Split>(),
+    Entry::of::<data::folder::Folder>(),
+    Entry::of::<evaluate::backdoor::Backdoor>(),
+    Entry::of::<evaluate::information::Information>(),
+    Entry::of::<pack::beton::Beton>(),
+    Entry::of::<plot::curves::Curves>(),
+    Entry::of::<plot::information_plane::InformationPlane>(),
+    Entry::of::<plot::samples::Samples>(),
+    Entry::of::<poison::badnet::BadNet>(),
+    Entry::of::<poison::blend::Blend>(),
+    Entry::of::<purify::fine_tune::FineTune>(),
     Entry::of::<test::echo::Echo>(),
     Entry::of::<test::sink::Sink>(),
+    Entry::of::<train::classifier::Classifier>(),
 ];
 
 /// The entry called `name`.

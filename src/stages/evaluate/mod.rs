@@ -1,1 +1,4 @@
 //! Measurements.
+
+pub mod backdoor;
+pub mod information;

@@ -1,1 +1,3 @@
 //! Packed formats.
+
+pub mod beton;

@@ -1,1 +1,5 @@
 //! Figures.
+
+pub mod curves;
+pub mod information_plane;
+pub mod samples;

@@ -1,1 +1,6 @@
 //! Attacks on a training set.
+
+pub mod badnet;
+pub mod blend;
+pub mod overlay;
+pub mod selection;

@@ -1,1 +1,3 @@
 //! Defences that repair a model.
+
+pub mod fine_tune;

@@ -1,1 +1,7 @@
 //! Training.
+
+pub mod classifier;
+pub mod fit;
+pub mod history;
+pub mod recipe;
+pub mod state;

@@ -1,0 +1,188 @@
+//! `runner show`, and the tables after a run.
+
+use super::args::{Global, ShowArgs};
+use super::project;
+use crate::artifact::{Kind, Open, Table};
+use crate::error::{Error, Result, ResultExt};
+use crate::exec::resolve::{self, Outlook};
+use crate::plan::Plan;
+use crate::report::style::Style;
+use crate::report::table::{self, Format};
+use crate::report::{self, bytes, duration};
+use crate::store::Store;
+use crate::store::records::{OutputRecord, Record};
+use serde_json::{Value, json};
+
+/// Tables with more rows than this are not printed after a run.
+const ROWS_AFTER_RUN: usize = 32;
+
+/// Shows the tables of a stage, or what a pipeline has made.
+///
+/// # Errors
+/// A bad pipeline, an unknown stage, a result that has not been computed.
+pub fn show(global: &Global, args: &ShowArgs) -> Result<u8> {
+    let loaded = project::load(&args.pipeline)?;
+    let store = loaded.project.store(global)?;
+    let outlook = Outlook::of(&loaded.plan, &store)?;
+    let style = Style::for_stdout(global.color);
+    let Some(name) = &args.stage else {
+        overview(global, &loaded.plan, &outlook.records, &store);
+        return Ok(0);
+    };
+    let outputs = find(&loaded.plan, &outlook.records, name)?;
+    if outputs.iter().all(|(_, output)| output.kind == Kind::Table) {
+        let joined = join(&outputs, &store)?;
+        let format = if global.json { Format::Json } else { args.format };
+        report::data(&table::render(&joined, format, &look(style, args.all))?);
+    } else {
+        list_files(global, &outputs, &store);
+    }
+    Ok(0)
+}
+
+type Found<'a> = (Vec<(String, Value)>, &'a OutputRecord);
+
+/// The outputs called `name` (`scores`, `model.history`, `scores[rate=0.1]`), one for each point of the matrix.
+fn find<'a>(plan: &Plan, records: &'a [Option<Record>], name: &str) -> Result<Vec<Found<'a>>> {
+    let called = |wanted: &str| -> Vec<usize> {
+        (0..plan.nodes.len()).filter(|&id| resolve::is_called(&plan.nodes[id], wanted)).collect()
+    };
+    let (ids, port) = match (called(name), name.rsplit_once('.')) {
+        (ids, _) if !ids.is_empty() => (ids, None),
+        (_, Some((stage, port))) => (called(stage), Some(port)),
+        (ids, None) => (ids, None),
+    };
+    if ids.is_empty() {
+        return Err(resolve::no_such_stage(plan, name));
+    }
+    let mut found = Vec::new();
+    for id in ids {
+        let node = &plan.nodes[id];
+        let ports = (node.entry.outputs)();
+        let port = match port {
+            Some(port) => match ports.iter().find(|p| p.name == port) {
+                Some(port) => port.name,
+                None => {
+                    let names: Vec<&str> = ports.iter().map(|p| p.name).collect();
+                    return Err(Error::user(format!("stage `{}` has no output `{port}`", node.stage))
+                        .hint(format!("its outputs are {}", names.join(", "))));
+                }
+            },
+            None => ports.first().map_or("", |p| p.name),
+        };
+        if records[id].is_none() {
+            return Err(Error::user(format!("`{}` has not been computed yet", node.label))
+                .hint(format!("`runner run {}` computes it", plan.identity.path.display())));
+        }
+        found.push((node.point.clone(), resolve::output_of(plan, id, port, records)?));
+    }
+    Ok(found)
+}
+
+fn join(outputs: &[Found<'_>], store: &Store) -> Result<Table> {
+    let mut tables = Vec::with_capacity(outputs.len());
+    for (point, output) in outputs {
+        tables.push((point.clone(), Table::open(&store.files(output)).context("opening the table")?));
+    }
+    Ok(table::join(&tables))
+}
+
+fn overview(global: &Global, plan: &Plan, records: &[Option<Record>], store: &Store) {
+    let mut objects = Vec::new();
+    let mut lines = Vec::new();
+    for (node, record) in plan.nodes.iter().zip(records) {
+        let Some(record) = record else {
+            lines.push(format!("{}  {}  not computed", node.label, node.entry.name));
+            objects.push(json!({ "node": node.label, "stage": node.entry.name, "stored": false }));
+            continue;
+        };
+        lines.push(format!(
+            "{}  {}  {}  {}",
+            node.label,
+            node.entry.name,
+            duration(record.seconds),
+            record.headline.as_deref().unwrap_or_default()
+        ));
+        for output in &record.outputs {
+            for file in &output.files {
+                let path = store.blob_path(&file.digest);
+                let name = &file.name;
+                lines.push(format!("    {:<20} {:>10}  {}", name, bytes(file.size), path.display()));
+            }
+        }
+        objects.push(json!({
+            "node": node.label, "stage": node.entry.name, "stored": true, "key": record.key,
+            "seconds": record.seconds, "device": record.device, "threads": record.threads,
+            "outputs": record.outputs.iter().map(|output| described(output, store)).collect::<Vec<_>>(),
+        }));
+    }
+    if global.json {
+        report::json_data(&json!({ "schema": 1, "pipeline": plan.identity.name, "nodes": objects }));
+    } else {
+        report::data(&lines.join("\n"));
+    }
+}
+
+fn described(output: &OutputRecord, store: &Store) -> Value {
+    let files: Vec<Value> = output
+        .files
+        .iter()
+        .map(|f| json!({ "name": f.name, "size": f.size, "digest": f.digest, "path": store.blob_path(&f.digest) }))
+        .collect();
+    json!({ "port": output.port, "kind": output.kind, "digest": output.digest, "files": files })
+}
+
+fn list_files(global: &Global, outputs: &[Found<'_>], store: &Store) {
+    if global.json {
+        let list: Vec<Value> = outputs.iter().map(|(_, output)| described(output, store)).collect();
+        report::json_data(&json!({ "schema": 1, "outputs": list }));
+        return;
+    }
+    for (point, output) in outputs {
+        let point: Vec<String> = point.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        report::data(format!("{} {}  {}", output.kind, output.digest.short(), point.join(",")).trim_end());
+        for file in &output.files {
+            let path = store.blob_path(&file.digest);
+            report::data(&format!("    {:<20} {:>10}  {}", file.name, bytes(file.size), path.display()));
+        }
+    }
+}
+
+/// Prints the evaluation tables that fit a screen, joined over the matrix.
+///
+/// # Errors
+/// A table that cannot be read.
+pub fn after_run(global: &Global, plan: &Plan, records: &[Option<Record>], store: &Store) -> Result<()> {
+    let style = Style::for_stdout(global.color);
+    let mut seen: Vec<&str> = Vec::new();
+    for node in &plan.nodes {
+        if node.entry.family() != "evaluate" || seen.contains(&node.stage.as_str()) {
+            continue;
+        }
+        seen.push(&node.stage);
+        // A stage that did not run, or only in part, has no table to show; its failure has been told.
+        let Ok(outputs) = find(plan, records, &node.stage) else { continue };
+        if outputs.iter().any(|(_, output)| output.kind != Kind::Table) {
+            continue;
+        }
+        let table = join(&outputs, store)?;
+        report::data(&format!("\n{}", style.bold(&node.stage)));
+        if table.rows.len() > ROWS_AFTER_RUN {
+            let profile = plan.identity.profile.as_ref().map(|p| format!(" --profile {p}")).unwrap_or_default();
+            report::data(&format!(
+                "  {} rows: `runner show {} {}{profile}`",
+                table.rows.len(),
+                plan.identity.path.display(),
+                node.stage
+            ));
+        } else {
+            report::data(&table::render(&table, Format::Terminal, &look(style, false))?);
+        }
+    }
+    Ok(())
+}
+
+fn look(style: Style, all: bool) -> table::Style {
+    let width = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()).unwrap_or(110);
+    table::Style { width, bold: style.is_on(), all }
+}

@@ -1,0 +1,97 @@
+//! A worker process as the scheduler sees it.
+
+use super::job::Job;
+use crate::error::{Error, IoExt, Result};
+use crate::events::Event;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
+
+/// What comes from worker threads to the scheduler.
+pub enum Message {
+    /// The worker of node `.0` said something.
+    Event(usize, Event),
+    /// The worker of node `.0` closed its output: it has ended or is about to.
+    Closed(usize),
+}
+
+/// A running worker.
+pub struct Worker {
+    child: Child,
+    /// Closing it asks the worker to stop; so does the scheduler's death.
+    stdin: Option<ChildStdin>,
+}
+
+impl Worker {
+    /// Starts a worker for `job`; its events arrive as messages of node `id`, what it logs goes to `log`.
+    pub fn start(id: usize, job: &Job, log: &Path, messages: Sender<Message>) -> Result<Worker> {
+        let program = std::env::current_exe().map_err(Error::from)?;
+        let log_file = File::create(log).at("create", log)?;
+        let mut child = Command::new(&program)
+            .arg("worker")
+            .env("RAYON_NUM_THREADS", job.threads.to_string())
+            // candle's own pool spins beside rayon's; our kernels use rayon's.
+            .env("CANDLE_NUM_THREADS", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log_file)
+            // Ctrl-C reaches the scheduler alone, which then asks the workers.
+            .process_group(0)
+            .spawn()
+            .at("start", &program)?;
+        let mut stdin = child.stdin.take();
+        let stdout = child.stdout.take();
+        if let Some(stdin) = &mut stdin {
+            let mut line = serde_json::to_vec(job)?;
+            line.push(b'\n');
+            // A worker that died at once is reported through its exit status.
+            let _ = stdin.write_all(&line);
+        }
+        std::thread::spawn(move || {
+            if let Some(stdout) = stdout {
+                for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
+                    // A line that is no event (a library printed) is not ours to interpret.
+                    if let Ok(event) = serde_json::from_str(&line) {
+                        if messages.send(Message::Event(id, event)).is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+            let _ = messages.send(Message::Closed(id));
+        });
+        Ok(Worker { child, stdin })
+    }
+
+    /// Asks the worker to save a checkpoint and end.
+    pub fn ask_to_stop(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Ends the worker at once.
+    pub fn kill(&mut self) {
+        // Already gone is fine.
+        let _ = self.child.kill();
+    }
+
+    /// Waits for the end of a worker that closed its output.
+    pub fn wait(mut self) -> Result<ExitStatus> {
+        self.stdin = None;
+        Ok(self.child.wait()?)
+    }
+}
+
+/// Why a worker that never said how it ended has ended.
+pub fn obituary(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(9), _) => "its process was killed (signal 9), as the system does when memory runs out".to_string(),
+        (Some(6), _) => "its process aborted (signal 6)".to_string(),
+        (Some(11), _) => "its process crashed (segmentation fault)".to_string(),
+        (Some(signal), _) => format!("its process was ended by signal {signal}"),
+        (None, Some(code)) => format!("its process ended with code {code} without a result"),
+        (None, None) => "its process ended without a result".to_string(),
+    }
+}

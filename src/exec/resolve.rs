@@ -1,0 +1,148 @@
+//! The key of a node, once the outputs of the nodes above it are known.
+//!
+//! `plan`, `status`, `explain` and `run` all come here, so a plan cannot disagree with the run that follows it.
+
+use crate::error::{Error, Result, ResultExt};
+use crate::plan::{Node, Plan};
+use crate::stage::Arity;
+use crate::store::Store;
+use crate::store::key::{InputRef, PreImage, SourceRef};
+use crate::store::records::{OutputRecord, Record};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Takes a node's key from its parameters and the records of the nodes above.
+///
+/// `records[i]` is the record of node `i`; every node above `id` must have one.
+///
+/// # Errors
+/// A source file that is missing or unreadable.
+pub fn pre_image(plan: &Plan, id: usize, records: &[Option<Record>], store: &Store) -> Result<PreImage> {
+    let node = &plan.nodes[id];
+    let mut inputs = BTreeMap::new();
+    for port in (node.entry.inputs)() {
+        let Some(sources) = node.inputs.get(port.name) else { continue };
+        let named = matches!(port.arity, Arity::Many | Arity::Any);
+        let mut refs = Vec::with_capacity(sources.len());
+        for source in sources {
+            let output = output_of(plan, source.node, source.port, records)?;
+            refs.push(if named {
+                InputRef::named(output.digest, &source.label, point_map(&source.point))
+            } else {
+                InputRef::anonymous(output.digest, &source.label)
+            });
+        }
+        inputs.insert(port.name.to_string(), refs);
+    }
+    let mut sources = Vec::new();
+    for path in (node.entry.sources)(&node.params) {
+        let digest = store.source_digest(&path).context(format!("stage `{}`", node.label))?;
+        sources.push(SourceRef { path: path.display().to_string(), digest });
+    }
+    Ok(PreImage {
+        stage: node.entry.name.to_string(),
+        version: node.entry.version,
+        params: node.params.clone(),
+        seed: node.seed,
+        inputs,
+        sources,
+    })
+}
+
+/// A matrix point as a map.
+pub fn point_map(point: &[(String, Value)]) -> BTreeMap<String, Value> {
+    point.iter().cloned().collect()
+}
+
+/// The stored output `port` of node `id`.
+///
+/// # Errors
+/// If the node has no record, or its record has no such port: a record made by another build.
+pub fn output_of<'a>(plan: &Plan, id: usize, port: &str, records: &'a [Option<Record>]) -> Result<&'a OutputRecord> {
+    let label = &plan.nodes[id].label;
+    let record = records[id].as_ref().ok_or_else(|| Error::machine(format!("`{label}` has not been computed yet")))?;
+    record
+        .outputs
+        .iter()
+        .find(|output| output.port == port)
+        .ok_or_else(|| Error::machine(format!("the record of `{label}` has no output `{port}`")))
+}
+
+/// What is known of every node without running anything.
+pub struct Outlook {
+    /// The record of each node whose result is stored.
+    pub records: Vec<Option<Record>>,
+    /// The pre-image of each node whose inputs are all stored.
+    pub pre_images: Vec<Option<PreImage>>,
+    /// Why a node's sources could not be read, by node.
+    pub problems: Vec<Option<String>>,
+}
+
+impl Outlook {
+    /// Looks every node up, top down.
+    ///
+    /// # Errors
+    /// A cache that cannot be read.
+    pub fn of(plan: &Plan, store: &Store) -> Result<Outlook> {
+        let n = plan.nodes.len();
+        let mut outlook =
+            Outlook { records: vec![None; n], pre_images: vec![None; n], problems: vec![None; n] };
+        for id in 0..n {
+            if plan.nodes[id].inputs.values().flatten().any(|source| outlook.records[source.node].is_none()) {
+                continue;
+            }
+            match pre_image(plan, id, &outlook.records, store) {
+                Ok(pre_image) => {
+                    outlook.records[id] = store.lookup(&pre_image.key())?;
+                    outlook.pre_images[id] = Some(pre_image);
+                }
+                Err(error) => outlook.problems[id] = Some(error.to_string()),
+            }
+        }
+        Ok(outlook)
+    }
+}
+
+/// The nodes that `targets` need, themselves included; all nodes if there is no target.
+///
+/// # Errors
+/// A target that is no stage of the plan.
+pub fn needed(plan: &Plan, targets: &[String]) -> Result<Vec<bool>> {
+    if targets.is_empty() {
+        return Ok(vec![true; plan.nodes.len()]);
+    }
+    let mut needed = vec![false; plan.nodes.len()];
+    for target in targets {
+        let mut found = false;
+        for (id, node) in plan.nodes.iter().enumerate() {
+            if is_called(node, target) {
+                needed[id] = true;
+                found = true;
+            }
+        }
+        if !found {
+            return Err(no_such_stage(plan, target));
+        }
+    }
+    for id in (0..plan.nodes.len()).rev() {
+        if needed[id] {
+            for above in plan.upstream(id) {
+                needed[above] = true;
+            }
+        }
+    }
+    Ok(needed)
+}
+
+/// Whether `name` means this node: by its stage, or by its full label.
+pub fn is_called(node: &Node, name: &str) -> bool {
+    node.stage == name || node.label == name
+}
+
+/// The error for a name that no stage of the pipeline has.
+pub fn no_such_stage(plan: &Plan, name: &str) -> Error {
+    let mut stages: Vec<&str> = plan.nodes.iter().map(|node| node.stage.as_str()).collect();
+    stages.dedup();
+    Error::user(format!("pipeline `{}` has no stage `{name}`", plan.identity.name))
+        .hint(format!("its stages are {}", stages.join(", ")))
+}

@@ -1,0 +1,209 @@
+//! The worker process: one stage, from a job on standard input to a record in the store.
+//!
+//! It holds the lock of its key from before the look-up until after the record is written, so that two runners never
+//! compute a key twice at the same time (invariant 7), even if the scheduler that started it has died. The end of its
+//! standard input, or SIGTERM, asks it to stop.
+
+use super::job::Job;
+use super::scheduler::device_name;
+use crate::artifact::{FileEntry, Files};
+use crate::error::{Class, Error, Result};
+use crate::events::Event;
+use crate::rng::Streams;
+use crate::stage::{Bound, Context, RawInputs};
+use crate::stages;
+use crate::store::Store;
+use crate::store::digest::Digest;
+use crate::store::records::{OutputRecord, Record};
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+type Emit = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Runs the job that stands on standard input; says how it ended on standard output.
+pub fn main() -> u8 {
+    let emit: Emit = Arc::new(|event| {
+        if let Ok(mut line) = serde_json::to_vec(&event) {
+            line.push(b'\n');
+            let mut out = std::io::stdout().lock();
+            // A scheduler that has gone cannot be told; the end of standard input stops us.
+            let _ = out.write_all(&line).and_then(|()| out.flush());
+        }
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let headline = Arc::new(Mutex::new(None));
+    match work(&emit, &stop, &headline) {
+        Ok(()) => 0,
+        Err(Ended::Damaged(message)) => {
+            emit(Event::Damaged { message });
+            0
+        }
+        Err(Ended::Error(error)) => {
+            let class = match error.class() {
+                Class::Stage => "stage",
+                Class::User => "user",
+                Class::Machine => "machine",
+                Class::Interrupted => "interrupted",
+            };
+            emit(Event::Failed {
+                message: error.to_string(),
+                hint: error.hint_text().map(str::to_string),
+                class: class.to_string(),
+            });
+            error.class().exit_code()
+        }
+    }
+}
+
+enum Ended {
+    Error(Error),
+    Damaged(String),
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Ended {
+        Ended::Error(error)
+    }
+}
+
+fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>>>) -> Result<(), Ended> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).map_err(Error::from)?;
+    let job: Job = serde_json::from_str(&line)
+        .map_err(|_| Error::user("`runner worker` is what `runner run` starts; it reads a job from its standard input"))?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, stop.clone()).map_err(Error::from)?;
+    }
+    let at_end = stop.clone();
+    std::thread::spawn(move || {
+        // Nothing more is ever sent: whatever comes, or the end, means stop.
+        let _ = std::io::stdin().lock().read(&mut [0]);
+        at_end.store(true, Ordering::Relaxed);
+    });
+
+    let store = Store::open(&job.cache, false)?;
+    let key = job.pre_image.key();
+    let _lock = store.lock(&key, stop, || emit(Event::Waiting))?;
+    if !job.force {
+        if let Some(record) = store.lookup(&key)? {
+            emit(Event::Stored { outputs: digests(&record.outputs), by_other: true });
+            return Ok(());
+        }
+    }
+    let entry = stages::find(&job.pre_image.stage)
+        .ok_or_else(|| Error::machine(format!("this build has no stage `{}`", job.pre_image.stage)))?;
+    let inputs = bind(&job, &store)?;
+
+    let checkpoint = store.checkpoint(&key)?;
+    let resumed = checkpoint.load().is_some();
+    emit(Event::Started { resumed });
+    let device = job.device.resolve()?;
+    let cx = Context::new(
+        Streams::new(job.pre_image.seed.unwrap_or(0), entry.name),
+        device,
+        job.threads,
+        checkpoint.clone(),
+        stop.clone(),
+        noting_headline(emit.clone(), headline.clone()),
+    );
+    let scratch = store.scratch()?;
+    let start = Instant::now();
+    let written = catch_unwind(AssertUnwindSafe(|| (entry.run)(&cx, &job.pre_image.params, inputs, scratch.path())));
+    let written = match written {
+        Ok(result) => result?,
+        Err(payload) => return Err(Error::stage(format!("it panicked: {}", panic_text(&*payload))).into()),
+    };
+    let seconds = start.elapsed().as_secs_f64();
+
+    // Blobs first, then the record that names them (invariant 5).
+    let mut outputs = Vec::with_capacity(written.len());
+    for artifact in written {
+        for file in &artifact.files {
+            store.publish(&artifact.dir.join(&file.name), file)?;
+        }
+        outputs.push(OutputRecord {
+            digest: artifact.digest(),
+            port: artifact.port,
+            kind: artifact.kind,
+            files: artifact.files,
+        });
+    }
+    let record = Record {
+        key,
+        pre_image: job.pre_image,
+        outputs,
+        seconds,
+        peak_memory_mib: peak_memory_mib(),
+        headline: headline.lock().map(|text| text.clone()).unwrap_or_default(),
+        device: device_name(job.device),
+        threads: job.threads,
+        build: build(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+    };
+    let outputs = digests(&record.outputs);
+    store.insert(&record)?;
+    checkpoint.clear();
+    emit(Event::Stored { outputs, by_other: false });
+    Ok(())
+}
+
+/// Opens the inputs, each file hashed once more: a flipped bit costs time, never correctness (invariant 6).
+fn bind(job: &Job, store: &Store) -> Result<RawInputs, Ended> {
+    let mut inputs: RawInputs = BTreeMap::new();
+    for (port, bound) in &job.inputs {
+        for input in bound {
+            let mut paths = Vec::with_capacity(input.files.len());
+            for file in &input.files {
+                check(store, file, &input.label)?;
+                paths.push((file.name.clone(), store.blob_path(&file.digest)));
+            }
+            inputs.entry(port.clone()).or_default().push(Bound {
+                label: input.label.clone(),
+                point: input.point.clone(),
+                files: Files::new(paths),
+            });
+        }
+    }
+    Ok(inputs)
+}
+
+fn check(store: &Store, file: &FileEntry, label: &str) -> Result<(), Ended> {
+    if store.check_blob(file)? {
+        return Ok(());
+    }
+    Err(Ended::Damaged(format!("`{}` of `{label}` was damaged in the cache and has been set aside", file.name)))
+}
+
+fn noting_headline(emit: Emit, headline: Arc<Mutex<Option<String>>>) -> Emit {
+    Arc::new(move |event| {
+        if let (Event::Headline { text }, Ok(mut slot)) = (&event, headline.lock()) {
+            *slot = Some(text.clone());
+        }
+        emit(event);
+    })
+}
+
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|s| (*s).to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_string())
+}
+
+fn digests(outputs: &[OutputRecord]) -> BTreeMap<String, Digest> {
+    outputs.iter().map(|output| (output.port.clone(), output.digest)).collect()
+}
+
+/// The peak resident memory of this process, in MiB, where the system tells.
+fn peak_memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+/// What records name as the build.
+fn build() -> String {
+    format!("runner {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH)
+}

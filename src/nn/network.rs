@@ -1,0 +1,362 @@
+//! A network: a graph, its values, and the tape that executes it.
+
+use super::graph::{Graph, Node};
+use super::tape::{Draws, Tape};
+use super::{init, models, weights};
+use crate::artifact::model::Weights;
+use crate::error::{Error, Result};
+use crate::kernels::{Isa, pool};
+use crate::rng::Stream;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// Which statistics batch normalisation uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Statistics of the batch; the running ones are updated.
+    Train,
+    /// Running statistics, left as they are; constants in the backward pass.
+    Eval,
+}
+
+/// The architectures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Architecture {
+    /// ResNet-8 of widths 16, 32, 64: 78,000 parameters.
+    Resnet8,
+    /// ResNet-18 with a 3x3 stem: 11.2 million parameters.
+    Resnet18,
+    /// ResNet-20 of widths 16, 32, 64: 272,000 parameters.
+    Resnet20,
+    /// Pre-activation ResNet-18 with a 3x3 stem: 11.2 million parameters.
+    PreactResnet18,
+    /// VGG-16 with batch normalisation and one linear layer: 14.7 million parameters.
+    #[serde(rename = "vgg16-bn")]
+    Vgg16Bn,
+}
+
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Architecture; 5] = [
+        Architecture::Resnet8,
+        Architecture::Resnet18,
+        Architecture::Resnet20,
+        Architecture::PreactResnet18,
+        Architecture::Vgg16Bn,
+    ];
+
+    /// The name in pipelines and model files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Resnet8 => "resnet8",
+            Architecture::Resnet18 => "resnet18",
+            Architecture::Resnet20 => "resnet20",
+            Architecture::PreactResnet18 => "preact-resnet18",
+            Architecture::Vgg16Bn => "vgg16-bn",
+        }
+    }
+
+    /// The architecture called `name`.
+    ///
+    /// # Errors
+    /// None is; the message lists them.
+    pub fn find(name: &str) -> Result<Architecture> {
+        Architecture::ALL.into_iter().find(|architecture| architecture.name() == name).ok_or_else(|| {
+            let names = Architecture::ALL.map(|architecture| format!("`{}`", architecture.name()));
+            Error::user(format!("there is no architecture `{name}`"))
+                .hint(format!("the architectures are {}", names.join(", ")))
+        })
+    }
+}
+
+/// What is needed to build a network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The architecture.
+    pub architecture: Architecture,
+    /// Number of classes.
+    pub n_classes: usize,
+    /// Rows and columns of the input, in pixels.
+    pub size: (usize, usize),
+    /// Standard deviation of the noise after the stem and every block (VGG: every stage); 0 for none.
+    pub sigma_xt: f64,
+    /// Standard deviation of the noise between the average pool and the classifier; 0 for none.
+    pub sigma_ty: f64,
+}
+
+/// A gradient that enters the network at a layer.
+#[derive(Clone, Copy, Debug)]
+pub enum LayerGradient<'a> {
+    /// On the average of the layer over its positions (what [`Network::representation`] returns), [n, C].
+    Pooled(&'a [f32]),
+    /// On all values of the layer (what [`Network::feature_map`] returns), [n, H, W, C].
+    Map(&'a [f32]),
+}
+
+/// A network with its values, gradients and buffers.
+///
+/// Buffers are made for the largest batch seen; a step on as many images or fewer allocates nothing.
+pub struct Network {
+    config: Config,
+    graph: Graph,
+    isa: Isa,
+    parameters: Vec<f32>,
+    gradients: Vec<f32>,
+    statistics: Vec<f32>,
+    /// Changes whenever the parameters may have changed.
+    version: u64,
+    noise: Option<Stream>,
+    step: u64,
+    wants_input_grad: bool,
+    tape: Option<Tape>,
+}
+
+impl Network {
+    /// A network whose values are all zero: call [`Network::init`] or [`Network::load`].
+    ///
+    /// # Errors
+    /// Images too small for the architecture, no classes, or a bad noise level.
+    pub fn new(config: &Config) -> Result<Network> {
+        Network::with_isa(config, Isa::best())
+    }
+
+    /// The same on a chosen instruction set.
+    ///
+    /// # Errors
+    /// See [`Network::new`].
+    pub fn with_isa(config: &Config, isa: Isa) -> Result<Network> {
+        let graph = models::build(config)?;
+        Ok(Network {
+            config: config.clone(),
+            isa,
+            parameters: vec![0.0; graph.n_parameters()],
+            gradients: vec![0.0; graph.n_parameters()],
+            statistics: vec![0.0; graph.n_statistics()],
+            version: 0,
+            noise: None,
+            step: 0,
+            wants_input_grad: false,
+            tape: None,
+            graph,
+        })
+    }
+
+    /// What it was built from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The graph: nodes, tensors, layers.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Draws parameters (one sub-stream a tensor) and resets running statistics.
+    pub fn init(&mut self, stream: &Stream) {
+        self.version += 1;
+        init::init(&self.graph, stream, &mut self.parameters, &mut self.statistics);
+    }
+
+    /// Takes weights under PyTorch's names and layouts.
+    ///
+    /// # Errors
+    /// Missing, superfluous or misshapen tensors, by name; the network then keeps its values.
+    pub fn load(&mut self, weights: &Weights) -> Result<()> {
+        self.version += 1;
+        weights::load(&self.graph, weights, &mut self.parameters, &mut self.statistics)
+    }
+
+    /// Parameters and running statistics under PyTorch's names and layouts.
+    pub fn weights(&self) -> Weights {
+        weights::save(&self.graph, &self.parameters, &self.statistics)
+    }
+
+    /// Number of trained values.
+    pub fn n_parameters(&self) -> usize {
+        self.parameters.len()
+    }
+
+    /// Turns in-network noise on (keyed by the stream and [`Network::set_step`]) or off. Off at first.
+    ///
+    /// A value depends on stream, step, noise layer, place in the batch and element; not on the batch's size.
+    pub fn noise(&mut self, noise: Option<Stream>) {
+        self.noise = noise;
+    }
+
+    /// Sets the step that noise is keyed by, below 2^32.
+    pub fn set_step(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    /// Logits [n, K] of `images` [n, H, W, 3], normalised.
+    ///
+    /// # Errors
+    /// A number of values that does not fit; training on a batch that leaves one value a channel.
+    pub fn forward(&mut self, images: &[f32], n: usize, mode: Mode) -> Result<&[f32]> {
+        let (height, width) = self.config.size;
+        let expected = n * height * width * 3;
+        if n == 0 || images.len() != expected {
+            return Err(Error::stage(format!(
+                "expected {n} images of {height}x{width}x3, that is {expected} values and at least one image, got {} values",
+                images.len()
+            )));
+        }
+        if mode == Mode::Train {
+            Tape::check_statistics(&self.graph, n)?;
+        }
+        // Given back before a larger one is made.
+        self.tape = self.tape.take().filter(|tape| tape.capacity() >= n);
+        let tape = self.tape.get_or_insert_with(|| Tape::new(self.isa, &self.graph, n, self.wants_input_grad));
+        let draws = self.noise.as_ref().map(|stream| Draws { stream, step: self.step });
+        let parameters = (&self.parameters[..], self.version);
+        tape.forward(&self.graph, images, n, mode, parameters, &mut self.statistics, draws);
+        Ok(tape.values(&self.graph, self.graph.nodes.len() - 1))
+    }
+
+    /// Gradients of a loss on all parameters, from its gradient on the logits [n, K] of the last forward pass.
+    ///
+    /// After [`Mode::Train`] the gradient flows through the batch statistics, after [`Mode::Eval`] they are constants.
+    ///
+    /// # Errors
+    /// No forward pass before, or a number of values that does not fit.
+    pub fn backward(&mut self, grad_logits: &[f32]) -> Result<()> {
+        self.backward_from(&[], Some(grad_logits))
+    }
+
+    /// The same for a loss that also depends on layers, or on layers alone. A layer may occur more than once.
+    ///
+    /// # Errors
+    /// As [`Network::backward`]; an unknown layer.
+    pub fn backward_from(&mut self, layers: &[(&str, LayerGradient)], grad_logits: Option<&[f32]>) -> Result<()> {
+        let Some(tape) = &mut self.tape else {
+            return Err(Error::stage("a backward pass without a forward pass before it"));
+        };
+        let mut entries = Vec::with_capacity(layers.len() + 1);
+        for &(layer, gradient) in layers {
+            entries.push((self.graph.layer(layer)?, gradient));
+        }
+        if let Some(gradient) = grad_logits {
+            entries.push((self.graph.nodes.len() - 1, LayerGradient::Map(gradient)));
+        }
+        for (node, gradient) in &entries {
+            let shape = self.graph.nodes[*node].shape;
+            let (got, expected) = match gradient {
+                LayerGradient::Pooled(gradient) => (gradient.len(), tape.n() * shape.channels),
+                LayerGradient::Map(gradient) => (gradient.len(), tape.n() * shape.len()),
+            };
+            if got != expected {
+                return Err(Error::stage(format!(
+                    "expected a gradient of {expected} values for {} images, got {got}",
+                    tape.n()
+                )));
+            }
+        }
+        tape.backward(&self.graph, &entries, (&self.parameters, self.version), &mut self.gradients);
+        Ok(())
+    }
+
+    /// Whether backward passes also compute [`Network::input_grad`]; off at first. Takes effect with the next forward
+    /// pass.
+    pub fn want_input_grad(&mut self, want: bool) {
+        if self.wants_input_grad != want {
+            self.wants_input_grad = want;
+            // The plan of gradient buffers differs.
+            self.tape = None;
+        }
+    }
+
+    /// Gradient on the images of the last backward pass, [n, H, W, 3].
+    ///
+    /// # Errors
+    /// There is none: not asked for, or no backward pass yet.
+    pub fn input_grad(&self) -> Result<&[f32]> {
+        self.tape.as_ref().and_then(|tape| tape.input_gradient(&self.graph)).ok_or_else(|| {
+            Error::stage("no gradient on the images: expected `want_input_grad` and a forward and a backward pass")
+        })
+    }
+
+    /// All parameters, flat: tensor after tensor as [`Network::graph`] lists them, convolutions as [tap][in][out].
+    pub fn params(&self) -> &[f32] {
+        &self.parameters
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> &mut [f32] {
+        self.version += 1;
+        &mut self.parameters
+    }
+
+    /// Gradients of the last backward pass, laid out like [`Network::params`].
+    pub fn grads(&self) -> &[f32] {
+        &self.gradients
+    }
+
+    /// Parameters and gradients together, for an optimiser's step.
+    pub fn params_and_grads(&mut self) -> (&mut [f32], &[f32]) {
+        self.version += 1;
+        (&mut self.parameters, &self.gradients)
+    }
+
+    /// Running means and variances, flat.
+    pub fn buffers(&self) -> &[f32] {
+        &self.statistics
+    }
+
+    /// The same, to be changed (a checkpoint, or restoring what a pass in [`Mode::Train`] moved).
+    pub fn buffers_mut(&mut self) -> &mut [f32] {
+        &mut self.statistics
+    }
+
+    /// Where the tensor called `name` lies in [`Network::params`].
+    pub fn parameter_range(&self, name: &str) -> Option<Range<usize>> {
+        self.graph.parameters.iter().find(|tensor| tensor.name == name).map(|tensor| tensor.range.clone())
+    }
+
+    /// The layers that can be observed, from the input to the logits.
+    ///
+    /// `stem`, blocks (`layer1.0`) and stages (`layer1`) are taken after their noise; `avgpool` is the classifier's
+    /// input before the noise that follows it; `logits` are the last.
+    pub fn layer_names(&self) -> Vec<String> {
+        self.graph.layers.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Number of channels C of a layer, and its values averaged over positions, [n, C], after a forward pass.
+    ///
+    /// # Errors
+    /// An unknown layer, or no forward pass yet.
+    pub fn representation(&self, layer: &str) -> Result<(usize, Vec<f32>)> {
+        let (node, values) = self.values_of(layer)?;
+        let shape = node.shape;
+        let image = pool::Image { height: shape.height, width: shape.width, channels: shape.channels };
+        let mut means = vec![0.0; values.len() / shape.positions()];
+        pool::average_forward(self.isa, image, values, &mut means);
+        Ok((shape.channels, means))
+    }
+
+    /// Rows, columns and channels of a layer, and its values, [n, H, W, C], after a forward pass.
+    ///
+    /// # Errors
+    /// An unknown layer, or no forward pass yet.
+    pub fn feature_map(&self, layer: &str) -> Result<((usize, usize, usize), &[f32])> {
+        let (node, values) = self.values_of(layer)?;
+        Ok(((node.shape.height, node.shape.width, node.shape.channels), values))
+    }
+
+    fn values_of(&self, layer: &str) -> Result<(&Node, &[f32])> {
+        let id = self.graph.layer(layer)?;
+        match &self.tape {
+            Some(tape) if tape.n() > 0 => Ok((&self.graph.nodes[id], tape.values(&self.graph, id))),
+            _ => Err(Error::stage(format!("the values of layer `{layer}` were asked for before a forward pass"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

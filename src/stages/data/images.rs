@@ -1,0 +1,228 @@
+//! Labelled images of one size in memory: what every reader of a dataset makes.
+//!
+//! Deliberately plain vectors: readers fill them row by row, stages cut them and turn them into a
+//! [`Split`](crate::artifact::Split).
+
+use crate::artifact::Split;
+use crate::error::{Error, Result};
+use crate::store::digest::Digest;
+
+/// Labelled images of one size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Rows and columns of an image, in pixels.
+    pub size: (usize, usize),
+    /// uint8 RGB, [N, H, W, 3].
+    pub pixels: Vec<u8>,
+    /// Class of each image, [N].
+    pub labels: Vec<i64>,
+}
+
+impl Images {
+    /// No image yet; room for `n`.
+    pub fn with_capacity(size: (usize, usize), n: usize) -> Images {
+        Images { size, pixels: Vec::with_capacity(n * size.0 * size.1 * 3), labels: Vec::with_capacity(n) }
+    }
+
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Bytes of one image, H * W * 3.
+    pub fn image_bytes(&self) -> usize {
+        self.size.0 * self.size.1 * 3
+    }
+
+    /// Adds an image whose channels lie one after the other, [3, H, W], as in the official CIFAR files.
+    pub fn push_planar(&mut self, planar: &[u8], label: i64) {
+        let plane = self.size.0 * self.size.1;
+        let (red, rest) = planar.split_at(plane);
+        let (green, blue) = rest.split_at(plane);
+        for ((&r, &g), &b) in red.iter().zip(green).zip(blue) {
+            self.pixels.extend_from_slice(&[r, g, b]);
+        }
+        self.labels.push(label);
+    }
+
+    /// Adds images of the same size behind these.
+    pub fn append(&mut self, mut other: Images) {
+        debug_assert_eq!(self.size, other.size, "images of one size");
+        self.pixels.append(&mut other.pixels);
+        self.labels.append(&mut other.labels);
+    }
+
+    /// The rows `rows`, in that order.
+    pub fn select(&self, rows: &[usize]) -> Images {
+        let mut chosen = Images::with_capacity(self.size, rows.len());
+        let bytes = self.image_bytes();
+        for &row in rows {
+            chosen.pixels.extend_from_slice(&self.pixels[row * bytes..(row + 1) * bytes]);
+            chosen.labels.push(self.labels[row]);
+        }
+        chosen
+    }
+
+    /// The first `n` images of each class, in the order in which they stand.
+    ///
+    /// # Errors
+    /// A class with fewer images, or a label that is no class.
+    pub fn first_per_class(&self, n: usize, classes: &[&str]) -> Result<Images> {
+        let mut counts = vec![0usize; classes.len()];
+        let mut rows = Vec::with_capacity(n * classes.len());
+        for (row, &label) in self.labels.iter().enumerate() {
+            let count = usize::try_from(label).ok().and_then(|label| counts.get_mut(label));
+            let Some(count) = count else {
+                return Err(Error::stage(format!(
+                    "image {row} has label {label}, expected 0 to {}",
+                    classes.len() - 1
+                )));
+            };
+            if *count < n {
+                rows.push(row);
+            }
+            *count += 1;
+        }
+        match counts.iter().zip(classes).find(|(count, _)| **count < n) {
+            Some((count, class)) => {
+                Err(Error::user(format!("expected at least {n} images of class `{class}`, found {count}")))
+            }
+            None if rows.len() == self.len() => Ok(self.clone()),
+            None => Ok(self.select(&rows)),
+        }
+    }
+
+    /// BLAKE3 over size, labels and pixels: the same images in the same order have the same digest, whatever they
+    /// were read from.
+    pub fn digest(&self) -> Digest {
+        digest(self.size, &self.labels, &self.pixels)
+    }
+
+    /// The digests of consecutive blocks of `rows` images; the last block may be shorter.
+    pub fn block_digests(&self, rows: usize) -> Vec<Digest> {
+        use rayon::prelude::*;
+        let pixels = self.pixels.par_chunks(rows * self.image_bytes());
+        self.labels.par_chunks(rows).zip(pixels).map(|(labels, pixels)| digest(self.size, labels, pixels)).collect()
+    }
+
+    /// A clean split of these images.
+    ///
+    /// # Errors
+    /// If pixels and labels do not fit together.
+    pub fn into_split(self) -> Result<Split> {
+        Split::clean(self.size, self.pixels, self.labels)
+    }
+
+    /// Mean and standard deviation of each channel over all pixels, in [0, 1]. Sums are whole numbers, so the result
+    /// does not depend on their order. A channel without any contrast gets a deviation of 1, so that normalising by
+    /// it stays finite.
+    pub fn statistics(&self) -> ([f64; 3], [f64; 3]) {
+        let (mut sums, mut squares) = ([0u64; 3], [0u64; 3]);
+        for pixel in self.pixels.chunks_exact(3) {
+            for (channel, &value) in pixel.iter().enumerate() {
+                sums[channel] += u64::from(value);
+                squares[channel] += u64::from(value) * u64::from(value);
+            }
+        }
+        let n = (self.pixels.len() / 3).max(1) as u128;
+        let mean = sums.map(|sum| sum as f64 / n as f64 / 255.0);
+        let mut std = [1.0; 3];
+        for channel in 0..3 {
+            // n·Σx² - (Σx)² is exact in whole numbers; it is zero only without contrast.
+            let spread = n * u128::from(squares[channel]) - u128::from(sums[channel]) * u128::from(sums[channel]);
+            if spread > 0 {
+                std[channel] = (spread as f64).sqrt() / n as f64 / 255.0;
+            }
+        }
+        (mean, std)
+    }
+}
+
+fn digest(size: (usize, usize), labels: &[i64], pixels: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("runner 2026-11 labelled images");
+    for number in [labels.len(), size.0, size.1] {
+        hasher.update(&(number as u64).to_le_bytes());
+    }
+    for label in labels {
+        hasher.update(&label.to_le_bytes());
+    }
+    hasher.update(pixels);
+    hasher.finalize().into()
+}
+
+/// One decoded image: rows, columns, and uint8 RGB [H, W, 3].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// Rows and columns.
+    pub size: (usize, usize),
+    /// [H, W, 3].
+    pub pixels: Vec<u8>,
+}
+
+/// Decodes a PNG, JPEG, WebP or PNM file, told apart by its first bytes.
+///
+/// Grey becomes three equal channels, 16 bits become 8, and the alpha channel is dropped (not blended), all as
+/// torchvision's `ImageFolder` does it. An EXIF orientation is not applied, which is torchvision's rule too.
+///
+/// # Errors
+/// Whatever is wrong with the file, as a lower-case fragment.
+pub fn decode(bytes: &[u8]) -> Result<Decoded, String> {
+    Ok(rgb(image::load_from_memory(bytes).map_err(|error| error.to_string())?.into_rgb8()))
+}
+
+/// An image of the `image` crate as ours.
+pub fn rgb(image: image::RgbImage) -> Decoded {
+    let size = (image.height() as usize, image.width() as usize);
+    Decoded { size, pixels: image.into_raw() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images(labels: &[i64]) -> Images {
+        let pixels = (0..labels.len() * 12).map(|i| i as u8).collect();
+        Images { size: (2, 2), pixels, labels: labels.to_vec() }
+    }
+
+    #[test]
+    fn planar_images_become_interleaved() {
+        let mut images = Images::with_capacity((1, 2), 1);
+        images.push_planar(&[1, 2, 3, 4, 5, 6], 7);
+        assert_eq!((images.pixels, images.labels), (vec![1, 3, 5, 2, 4, 6], vec![7]));
+    }
+
+    #[test]
+    fn the_first_images_of_each_class_keep_their_order() {
+        let all = images(&[1, 0, 1, 1, 0, 0]);
+        let cut = all.first_per_class(2, &["a", "b"]).expect("enough");
+        assert_eq!(cut.labels, [1, 0, 1, 0]);
+        assert_eq!(cut.pixels, [&all.pixels[..36], &all.pixels[48..60]].concat());
+        let error = all.first_per_class(4, &["a", "b"]).expect_err("too many").to_string();
+        assert_eq!(error, "expected at least 4 images of class `a`, found 3");
+        assert!(all.first_per_class(1, &["a"]).is_err());
+    }
+
+    #[test]
+    fn digests_see_order_labels_and_size() {
+        let one = images(&[0, 1]);
+        assert_eq!(one.digest(), images(&[0, 1]).digest());
+        assert_ne!(one.digest(), images(&[1, 0]).digest());
+        assert_ne!(one.digest(), one.select(&[1, 0]).digest());
+        assert_ne!(one.digest(), Images { size: (1, 4), ..one.clone() }.digest());
+        assert_eq!(one.block_digests(1), [one.select(&[0]).digest(), one.select(&[1]).digest()]);
+    }
+
+    #[test]
+    fn statistics_of_a_known_set() {
+        let images = Images { size: (1, 2), pixels: vec![0, 255, 9, 255, 255, 9], labels: vec![0] };
+        let (mean, std) = images.statistics();
+        assert_eq!(mean, [0.5, 1.0, 9.0 / 255.0]);
+        assert_eq!(std, [0.5, 1.0, 1.0]);
+    }
+}

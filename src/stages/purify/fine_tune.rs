@@ -1,0 +1,166 @@
+//! Fine-tuning on a clean split: the defence that every other one is compared with.
+//!
+//! All weights go on training on clean images. Defaults are BackdoorBench's (`defense/ft.py`,
+//! `config/defense/ft/cifar10.yaml`): 100 epochs of batches of 256, SGD at 0.01 with momentum 0.9 and weight decay
+//! 5e-4, cosine, the augmentation of training. Differs from BackdoorBench: full precision, and the last partial batch
+//! is trained on.
+
+use crate::artifact::{CleanSplit, Model, Table};
+use crate::error::{Error, Result};
+use crate::nn::{optim, predict, schedule};
+use crate::param::{Count, Fraction, NonNegative, Positive};
+use crate::stage::{Context, Problem, Resources, Stage};
+use crate::stages::train::fit::{Fit, NoHooks};
+use crate::stages::train::recipe::{self, AugmentParams, Recipe};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Goes on training all weights on a clean split.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// Passes over the clean split.
+    pub epochs: Count,
+    /// Images a step; the last step of an epoch takes what is left.
+    pub batch_size: Count,
+    /// The optimiser.
+    pub optimiser: optim::Kind,
+    /// The learning rate that the schedule starts from, or climbs to.
+    pub learning_rate: Positive,
+    /// Momentum of SGD.
+    pub momentum: Fraction,
+    /// Whether SGD looks ahead.
+    pub nesterov: bool,
+    /// Weight decay on every parameter.
+    pub weight_decay: NonNegative,
+    /// How the learning rate moves. `plateau` watches the loss on the clean split.
+    pub schedule: schedule::Params,
+    /// Random changes to the images.
+    pub augment: AugmentParams,
+    /// Share of the target that is spread over all classes.
+    pub label_smoothing: Fraction,
+}
+
+/// A default outside its range does not compile.
+mod defaults {
+    use crate::param::{Count, Fraction, NonNegative, Positive};
+
+    const fn checked<T: Copy>(value: Option<T>) -> T {
+        match value {
+            Some(value) => value,
+            None => panic!("a default lies outside its range"),
+        }
+    }
+
+    pub const EPOCHS: Count = checked(Count::new(100));
+    pub const BATCH_SIZE: Count = checked(Count::new(256));
+    pub const LEARNING_RATE: Positive = checked(Positive::new(0.01));
+    pub const MOMENTUM: Fraction = checked(Fraction::new(0.9));
+    pub const WEIGHT_DECAY: NonNegative = checked(NonNegative::new(5e-4));
+    pub const LABEL_SMOOTHING: Fraction = checked(Fraction::new(0.0));
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params {
+            epochs: defaults::EPOCHS,
+            batch_size: defaults::BATCH_SIZE,
+            optimiser: optim::Kind::Sgd,
+            learning_rate: defaults::LEARNING_RATE,
+            momentum: defaults::MOMENTUM,
+            nesterov: false,
+            weight_decay: defaults::WEIGHT_DECAY,
+            schedule: schedule::Params::default(),
+            augment: AugmentParams::default(),
+            label_smoothing: defaults::LABEL_SMOOTHING,
+        }
+    }
+}
+
+impl Params {
+    fn recipe(&self) -> Recipe {
+        Recipe {
+            epochs: self.epochs.get(),
+            batch_size: self.batch_size.get(),
+            optimiser: optim::Config {
+                kind: self.optimiser,
+                momentum: self.momentum.get(),
+                nesterov: self.nesterov,
+                weight_decay: self.weight_decay.get(),
+            },
+            learning_rate: self.learning_rate.get(),
+            schedule: self.schedule.clone(),
+            augment: (&self.augment).into(),
+            label_smoothing: self.label_smoothing.get(),
+        }
+    }
+}
+
+crate::ports! {
+    /// What it starts from, and all that it sees.
+    pub struct Inputs {
+        /// The model to purify.
+        model: Model,
+        /// Clean images with their labels.
+        clean: CleanSplit,
+    }
+}
+
+crate::ports! {
+    /// What it makes.
+    pub struct Outputs => {
+        /// The purified model.
+        model: Model,
+        /// One row an epoch, measured on the clean split.
+        history: Table,
+    }
+}
+
+/// The stage.
+pub struct FineTune;
+
+impl Stage for FineTune {
+    const NAME: &'static str = "purify/fine_tune";
+    const VERSION: u32 = 1;
+    type Params = Params;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn draws(_: &Params) -> bool {
+        true
+    }
+
+    fn check(params: &Params) -> Vec<Problem> {
+        params.recipe().problems()
+    }
+
+    fn resources(params: &Params) -> Resources {
+        recipe::resources(None, params.batch_size.get())
+    }
+
+    fn run(cx: &Context, params: Params, Inputs { model, clean }: Inputs) -> Result<Outputs> {
+        if clean.about.classes.len() != model.info.n_classes {
+            return Err(Error::user(format!(
+                "the model tells {} classes apart, the clean split has {}",
+                model.info.n_classes,
+                clean.about.classes.len()
+            ))
+            .hint("take the clean split from the dataset that the model was trained on"));
+        }
+        let (mut network, normalise) = predict::open(&model)?;
+        let recipe = params.recipe();
+        let rows: Vec<usize> = (0..clean.images.len()).collect();
+        let fit = Fit { cx, recipe: &recipe, split: &clean.images, rows: &rows, normalise: &normalise };
+        let history = fit.run(&mut network, &mut NoHooks)?;
+        if let Some(last) = history.rows.last() {
+            cx.headline(format!("{} images, train {:.1} %", rows.len(), last.accuracy));
+        }
+
+        let mut info = model.info;
+        info.history.push(format!("purify/fine_tune: {} images, {}", rows.len(), recipe.summary()));
+        Ok(Outputs {
+            model: Model { info, weights: network.weights() },
+            history: history.table(&clean.about.classes),
+        })
+    }
+}

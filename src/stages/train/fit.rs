@@ -1,0 +1,298 @@
+//! Gradient descent over a split: the loop that every stage which trains a network shares.
+//!
+//! A stage hands in a network, images, a [`Recipe`] and its [`Hooks`], which add losses and look after every epoch.
+//! The loop draws from three named streams: `order` (shuffling), `augment` and `noise` (in-network noise). The state
+//! between two steps is all in the checkpoint, so an interrupted training ends with the same bytes as another.
+//!
+//! The last step of an epoch takes what is left of the data: nothing is dropped.
+
+use super::history::{History, Row, Tally};
+use super::recipe::Recipe;
+use super::state::{Reader, Writer};
+use crate::artifact::Split;
+use crate::error::{Class, Error, Result};
+use crate::nn::augment::{self, Normalise};
+use crate::nn::optim::Optimiser;
+use crate::nn::schedule::{Plateau, Schedule};
+use crate::nn::{Mode, Network, loss, predict};
+use crate::stage::Context;
+use std::time::{Duration, Instant};
+
+/// Begins every checkpoint; changes with its layout, so that another build starts afresh.
+const LAYOUT: &[u8] = b"fit 1";
+
+/// No two progress events come closer than this, except at the end of an epoch.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Within an epoch, a checkpoint is saved at most this often.
+const SAVE_WITHIN_EPOCH_EVERY: Duration = Duration::from_secs(60);
+
+/// A checkpoint may cost this share of the time since the last one.
+const SAVE_COST: u32 = 20;
+
+/// What is trained, on what, and how.
+pub struct Fit<'a> {
+    /// Streams, progress, checkpoint and stop requests.
+    pub cx: &'a Context,
+    /// How.
+    pub recipe: &'a Recipe,
+    /// The images.
+    pub split: &'a Split,
+    /// The rows of `split` that are trained on.
+    pub rows: &'a [usize],
+    /// How images are normalised.
+    pub normalise: &'a Normalise,
+}
+
+/// What the loop needs to know after an epoch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// The loss that the plateau schedule watches.
+    pub watched: f64,
+    /// Whether to stop early.
+    pub stop: bool,
+}
+
+/// What a stage adds to the loop.
+pub trait Hooks {
+    /// The backward pass of one step. `grad_logits` [n, K] is the gradient of the mean cross-entropy; a stage with
+    /// losses on inner layers hands theirs to [`Network::backward_from`].
+    ///
+    /// # Errors
+    /// What the backward pass says.
+    fn backward(&mut self, network: &mut Network, grad_logits: &[f32]) -> Result<()> {
+        network.backward(grad_logits)
+    }
+
+    /// Looks at the network after an epoch and may complete its row.
+    ///
+    /// # Errors
+    /// Whatever goes wrong. An interruption must leave the hooks as they were: the epoch's end is repeated.
+    fn epoch(&mut self, _network: &mut Network, row: &mut Row) -> Result<Verdict> {
+        Ok(Verdict { watched: row.loss, stop: false })
+    }
+
+    /// Writes what a checkpoint must keep.
+    fn save(&self, _out: &mut Writer) {}
+
+    /// Takes up what [`Hooks::save`] wrote; `None`, and nothing changed, if it does not fit.
+    fn restore(&mut self, _from: &mut Reader) -> Option<()> {
+        Some(())
+    }
+}
+
+/// Hooks of a stage that adds nothing.
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// Where the loop stands.
+struct Position {
+    /// Epochs done.
+    epoch: usize,
+    /// Steps done of the next.
+    step: usize,
+    /// Whether the hooks asked to stop.
+    stopped: bool,
+    tally: Tally,
+}
+
+/// Everything that a checkpoint keeps besides network and hooks.
+struct Progress {
+    at: Position,
+    optimiser: Optimiser,
+    schedule: Schedule,
+    history: History,
+}
+
+impl Fit<'_> {
+    /// Trains `network` from the weights that it has, or from the checkpoint, if there is one.
+    ///
+    /// # Errors
+    /// A loss that is not finite; images or labels that do not fit the network; a full disk; a stop request.
+    pub fn run(&self, network: &mut Network, hooks: &mut dyn Hooks) -> Result<History> {
+        let Fit { cx, recipe, split, rows, .. } = *self;
+        if rows.is_empty() {
+            return Err(Error::stage("there is no image to train on"));
+        }
+        predict::check_size(network, split)?;
+        let n_classes = network.config().n_classes;
+        let n_steps = rows.len().div_ceil(recipe.batch_size);
+        let mut now = Progress {
+            at: Position { epoch: 0, step: 0, stopped: false, tally: Tally::new(n_classes) },
+            optimiser: Optimiser::new(recipe.optimiser, network.n_parameters()),
+            schedule: Schedule::new(&recipe.schedule, recipe.learning_rate, recipe.epochs, n_steps),
+            history: History::default(),
+        };
+        if let Some(bytes) = cx.checkpoint.load() {
+            // A checkpoint of another build costs the time since the start, nothing else.
+            self.restore(&bytes, network, hooks, &mut now);
+        }
+
+        let (order, augment, noise) = (cx.rng("order"), cx.rng("augment"), cx.rng("noise"));
+        let is_noisy = network.config().sigma_xt > 0.0 || network.config().sigma_ty > 0.0;
+        let mut images = vec![0.0; recipe.batch_size.min(rows.len()) * split.image_bytes()];
+        let mut saver = Saver::new();
+        let mut told = Instant::now();
+        while now.at.epoch < recipe.epochs && !now.at.stopped {
+            let epoch = now.at.epoch;
+            let order: Vec<usize> = order.at(epoch as u64).permutation(rows.len()).iter().map(|&i| rows[i]).collect();
+            network.noise(is_noisy.then(|| noise.clone()));
+            for (step, batch) in order.chunks(recipe.batch_size).enumerate().skip(now.at.step) {
+                if cx.should_stop() {
+                    self.save(network, hooks, &now)?;
+                    return Err(Error::interrupted());
+                }
+                let images = &mut images[..batch.len() * split.image_bytes()];
+                augment::augmented(split, batch, self.normalise, (recipe.augment, &augment, epoch), images)?;
+                network.set_step((epoch * n_steps + step) as u64);
+                self.step(network, hooks, &mut now, (step, n_steps), (batch, images))?;
+                now.at.step = step + 1;
+                if told.elapsed() >= PROGRESS_EVERY {
+                    self.tell(&now, n_steps, (epoch * n_steps + step + 1) as u64);
+                    told = Instant::now();
+                }
+                if saver.is_due(SAVE_WITHIN_EPOCH_EVERY) {
+                    saver.time(|| self.save(network, hooks, &now))?;
+                }
+            }
+
+            let rate = now.schedule.rate(epoch, n_steps - 1);
+            let mut row = now.at.tally.row(epoch + 1, rate);
+            let verdict = match hooks.epoch(network, &mut row) {
+                Err(error) if error.class() == Class::Interrupted => {
+                    self.save(network, hooks, &now)?;
+                    return Err(error);
+                }
+                other => other?,
+            };
+            now.schedule.end_epoch(verdict.watched);
+            now.history.rows.push(row);
+            self.tell(&now, n_steps, ((epoch + 1) * n_steps) as u64);
+            told = Instant::now();
+            now.at = Position { epoch: epoch + 1, step: 0, stopped: verdict.stop, tally: Tally::new(n_classes) };
+            if saver.is_due(Duration::ZERO) {
+                saver.time(|| self.save(network, hooks, &now))?;
+            }
+        }
+        network.noise(None);
+        Ok(now.history)
+    }
+
+    /// One step: forward, loss, backward, update.
+    fn step(
+        &self,
+        network: &mut Network,
+        hooks: &mut dyn Hooks,
+        now: &mut Progress,
+        (step, n_steps): (usize, usize),
+        (batch, images): (&[usize], &[f32]),
+    ) -> Result<()> {
+        let Fit { recipe, split, .. } = *self;
+        let n_classes = network.config().n_classes;
+        let labels: Vec<i64> = batch.iter().map(|&row| split.label[row]).collect();
+        let rate = now.schedule.rate(now.at.epoch, step);
+
+        let logits = network.forward(images, batch.len(), Mode::Train)?; // [n, K]
+        let mut grad_logits = vec![0.0; logits.len()];
+        let losses = loss::cross_entropy(logits, &labels, n_classes, recipe.label_smoothing, &mut grad_logits)?; // [n]
+        let predicted = predict::classes(logits, n_classes); // [n]
+        if let Some(bad) = losses.iter().find(|loss| !loss.is_finite()) {
+            let message = format!(
+                "the loss became {bad} in epoch {}, step {} of {n_steps}, at learning rate {rate:.4}",
+                now.at.epoch + 1,
+                step + 1
+            );
+            return Err(Error::stage(message).hint("lower `learning_rate`, or let it grow with `schedule.warmup`"));
+        }
+        for (((&row, &loss), &label), &predicted) in batch.iter().zip(&losses).zip(&labels).zip(&predicted) {
+            now.at.tally.add(loss, label, split.role[row], predicted);
+        }
+        hooks.backward(network, &grad_logits)?;
+        let (params, grads) = network.params_and_grads();
+        now.optimiser.step(params, grads, rate);
+        Ok(())
+    }
+
+    fn tell(&self, now: &Progress, n_steps: usize, done: u64) {
+        let Recipe { epochs, .. } = self.recipe;
+        let tally = &now.at.tally;
+        let headline = format!(
+            "epoch {}/{epochs}  loss {:.3}  train {:.1} %",
+            now.at.epoch + 1,
+            tally.loss(),
+            tally.accuracy()
+        );
+        self.cx.progress(done, (epochs * n_steps) as u64, "steps", headline);
+    }
+
+    fn save(&self, network: &Network, hooks: &dyn Hooks, now: &Progress) -> Result<()> {
+        let mut out = Writer::default();
+        out.bytes(LAYOUT);
+        out.count(now.at.epoch as u64);
+        out.count(now.at.step as u64);
+        out.count(u64::from(now.at.stopped));
+        now.at.tally.save(&mut out);
+        out.floats(network.params());
+        out.floats(network.buffers());
+        let (steps, first, second) = now.optimiser.state();
+        out.count(steps);
+        out.floats(first);
+        out.floats(second);
+        let Plateau { rate, best, waited } = now.schedule.state();
+        out.number(rate);
+        out.number(best);
+        out.count(waited);
+        now.history.save(&mut out);
+        hooks.save(&mut out);
+        self.cx.checkpoint.save(&out.finish())
+    }
+
+    /// Takes up a checkpoint, all of it or, if it does not fit, nothing.
+    fn restore(&self, bytes: &[u8], network: &mut Network, hooks: &mut dyn Hooks, now: &mut Progress) -> Option<()> {
+        let from = &mut Reader::new(bytes);
+        if from.bytes()? != LAYOUT {
+            return None;
+        }
+        let (epoch, step, stopped) = (from.count()? as usize, from.count()? as usize, from.count()? != 0);
+        let tally = Tally::restore(from, network.config().n_classes)?;
+        let (params, buffers) = (from.floats()?, from.floats()?);
+        if (params.len(), buffers.len()) != (network.params().len(), network.buffers().len()) {
+            return None;
+        }
+        let mut optimiser = now.optimiser.clone();
+        optimiser.restore(from.count()?, from.floats()?, from.floats()?).ok()?;
+        let mut schedule = now.schedule.clone();
+        schedule.restore(Plateau { rate: from.number()?, best: from.number()?, waited: from.count()? }).ok()?;
+        let history = History::restore(from)?;
+        hooks.restore(from)?;
+        network.params_mut().copy_from_slice(&params);
+        network.buffers_mut().copy_from_slice(&buffers);
+        *now = Progress { at: Position { epoch, step, stopped, tally }, optimiser, schedule, history };
+        Some(())
+    }
+}
+
+/// Decides when a checkpoint is worth its time. The clock chooses how much work an interruption costs, never what
+/// comes out.
+struct Saver {
+    last: Instant,
+    cost: Duration,
+}
+
+impl Saver {
+    fn new() -> Saver {
+        Saver { last: Instant::now(), cost: Duration::ZERO }
+    }
+
+    fn is_due(&self, at_least: Duration) -> bool {
+        self.last.elapsed() >= at_least.max(self.cost * SAVE_COST)
+    }
+
+    fn time(&mut self, save: impl FnOnce() -> Result<()>) -> Result<()> {
+        let start = Instant::now();
+        save()?;
+        *self = Saver { last: Instant::now(), cost: start.elapsed() };
+        Ok(())
+    }
+}

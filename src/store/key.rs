@@ -1,0 +1,269 @@
+//! A key is what was asked: the digest of a pre-image, which records keep so that `explain` can say what changed.
+//!
+//! The pre-image holds the stage, its version, its completed parameters, the seed if it draws, the digests of its
+//! inputs and the digests of the files it reads outside the cache. Paths, labels of anonymous inputs, clocks and hosts
+//! are not in the key. Inputs enter by their *digest*, not their key: early cut-off.
+
+use super::digest::Digest;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Everything that a key stands for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PreImage {
+    /// The stage's registry name.
+    pub stage: String,
+    /// The stage's version.
+    pub version: u32,
+    /// Completed parameters: every default filled in.
+    pub params: Value,
+    /// The seed, if the stage draws with these parameters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// What is bound to each input port, in the pipeline's order. A port with nothing bound is as good as absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, Vec<InputRef>>,
+    /// The files and folders outside the cache that the stage reads, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceRef>,
+}
+
+/// One bound artifact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InputRef {
+    /// The artifact's digest.
+    pub digest: Digest,
+    /// The stage that made it, as the pipeline calls it. For people, unless `named`.
+    pub label: String,
+    /// Whether the stage sees label and point. Ports that take several artifacts show them, and tables then print
+    /// them: they belong to the key. Ports that take one do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub named: bool,
+    /// The point of the matrix it was gathered from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub point: BTreeMap<String, Value>,
+}
+
+impl InputRef {
+    /// What is bound to a port that takes one artifact: the label is for people.
+    pub fn anonymous(digest: Digest, label: impl Into<String>) -> InputRef {
+        InputRef { digest, label: label.into(), named: false, point: BTreeMap::new() }
+    }
+
+    /// What is bound to a port that takes several: the stage sees label and point.
+    pub fn named(digest: Digest, label: impl Into<String>, point: BTreeMap<String, Value>) -> InputRef {
+        InputRef { digest, label: label.into(), named: true, point }
+    }
+}
+
+/// A file or folder outside the cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceRef {
+    /// The path as the user wrote it. For people; not in the key.
+    pub path: String,
+    /// The digest of its content.
+    pub digest: Digest,
+}
+
+impl PreImage {
+    /// The key: BLAKE3 of the pre-image's canonical form.
+    ///
+    /// Every part is tagged or counted and every text carries its length, so different pre-images never share a form.
+    /// Object keys are sorted; floats enter by their bits.
+    pub fn key(&self) -> Digest {
+        let mut form = Form(Vec::with_capacity(512));
+        form.text("stage");
+        form.text(&self.stage);
+        form.number(u64::from(self.version));
+        form.value(&self.params);
+        match self.seed {
+            Some(seed) => {
+                form.0.push(b'+');
+                form.number(seed);
+            }
+            None => form.0.push(b'-'),
+        }
+        let bound = || self.inputs.iter().filter(|(_, refs)| !refs.is_empty());
+        form.number(bound().count() as u64);
+        for (port, refs) in bound() {
+            form.text(port);
+            form.number(refs.len() as u64);
+            for input in refs {
+                form.input(input);
+            }
+        }
+        form.number(self.sources.len() as u64);
+        for source in &self.sources {
+            form.0.extend_from_slice(&source.digest.0);
+        }
+        blake3::Hasher::new_derive_key("runner 2026-11 key of a stage").update(&form.0).finalize().into()
+    }
+}
+
+/// The canonical form under construction.
+struct Form(Vec<u8>);
+
+impl Form {
+    fn number(&mut self, number: u64) {
+        self.0.extend_from_slice(&number.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn input(&mut self, input: &InputRef) {
+        self.0.extend_from_slice(&input.digest.0);
+        if input.named {
+            self.0.push(b'+');
+            self.text(&input.label);
+            self.number(input.point.len() as u64);
+            for (key, value) in &input.point {
+                self.text(key);
+                self.value(value);
+            }
+        } else {
+            self.0.push(b'-');
+        }
+    }
+
+    fn value(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.0.push(b'n'),
+            Value::Bool(false) => self.0.push(b'f'),
+            Value::Bool(true) => self.0.push(b't'),
+            Value::Number(number) => {
+                // 1 and 1.0 differ: completed parameters carry the type of their field.
+                if let Some(integer) = number.as_i64() {
+                    self.0.push(b'i');
+                    self.0.extend_from_slice(&integer.to_le_bytes());
+                } else if let Some(integer) = number.as_u64() {
+                    self.0.push(b'u');
+                    self.number(integer);
+                } else {
+                    self.0.push(b'd');
+                    self.number(number.as_f64().unwrap_or(f64::NAN).to_bits());
+                }
+            }
+            Value::String(text) => {
+                self.0.push(b's');
+                self.text(text);
+            }
+            Value::Array(values) => {
+                self.0.push(b'a');
+                self.number(values.len() as u64);
+                for value in values {
+                    self.value(value);
+                }
+            }
+            Value::Object(fields) => {
+                let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
+                fields.sort_by_key(|(name, _)| *name);
+                self.0.push(b'o');
+                self.number(fields.len() as u64);
+                for (name, value) in fields {
+                    self.text(name);
+                    self.value(value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn digest(n: u8) -> Digest {
+        Digest([n; 32])
+    }
+
+    fn base() -> PreImage {
+        PreImage {
+            stage: "poison/badnet".into(),
+            version: 1,
+            params: json!({ "rate": 0.1, "target": 0, "trigger": { "size": 3, "colour": [255, 255, 255] } }),
+            seed: Some(0),
+            inputs: BTreeMap::from([("clean".into(), vec![InputRef::anonymous(digest(1), "clean")])]),
+            sources: vec![SourceRef { path: "a.png".into(), digest: digest(2) }],
+        }
+    }
+
+    fn check_same(change: impl Fn(&mut PreImage)) {
+        let mut other = base();
+        change(&mut other);
+        assert_eq!(base().key(), other.key());
+    }
+
+    fn check_differs(change: impl Fn(&mut PreImage)) {
+        let mut other = base();
+        change(&mut other);
+        assert_ne!(base().key(), other.key());
+    }
+
+    #[test]
+    fn what_is_in_the_key() {
+        check_differs(|p| p.stage = "poison/blend".into());
+        check_differs(|p| p.version = 2);
+        check_differs(|p| p.params["rate"] = json!(0.1 + f64::EPSILON));
+        check_differs(|p| p.params["target"] = json!(0.0));
+        check_differs(|p| p.params["target"] = json!(null));
+        check_differs(|p| p.params["trigger"]["colour"] = json!([255, 255]));
+        check_differs(|p| p.params["extra"] = json!(false));
+        check_differs(|p| p.seed = Some(1));
+        check_differs(|p| p.seed = None);
+        check_differs(|p| p.inputs = BTreeMap::new());
+        check_differs(|p| p.inputs = BTreeMap::from([("other".into(), p.inputs["clean"].clone())]));
+        check_differs(|p| p.sources[0].digest = digest(3));
+        check_differs(|p| p.sources.clear());
+        check_differs(|p| p.sources.push(SourceRef { path: "b".into(), digest: digest(2) }));
+    }
+
+    #[test]
+    fn what_is_not() {
+        check_same(|p| p.sources[0].path = "elsewhere/a.png".into());
+        check_same(|p| {
+            p.inputs.insert("clean".into(), vec![InputRef::anonymous(digest(1), "renamed")]);
+        });
+        check_same(|p| {
+            p.inputs.insert("tables".into(), vec![]);
+        });
+        check_same(|p| {
+            p.params = json!({ "trigger": { "colour": [255, 255, 255], "size": 3 }, "target": 0, "rate": 0.1 });
+        });
+    }
+
+    #[test]
+    fn ports_that_take_several_show_label_point_and_order() {
+        let with = |refs: Vec<InputRef>| PreImage { inputs: BTreeMap::from([("models".into(), refs)]), ..base() }.key();
+        let point = |rate: f64| BTreeMap::from([("rate".to_string(), json!(rate))]);
+        let a = InputRef::named(digest(1), "a", point(0.1));
+        let b = InputRef::named(digest(1), "b", point(0.1));
+        let c = InputRef::named(digest(1), "a", point(0.2));
+        let keys = [
+            with(vec![a.clone()]),
+            with(vec![b.clone()]),
+            with(vec![c]),
+            with(vec![a.clone(), b.clone()]),
+            with(vec![b, a]),
+            with(vec![InputRef::anonymous(digest(1), "a")]),
+        ];
+        for (i, key) in keys.iter().enumerate() {
+            assert!(!keys[..i].contains(key), "{i}");
+        }
+    }
+
+    #[test]
+    fn the_key_never_changes_between_releases() {
+        assert_eq!(base().key().to_string(), "GOLDEN");
+    }
+
+    #[test]
+    fn json_keeps_the_key() {
+        let text = serde_json::to_string(&base()).unwrap();
+        assert_eq!(serde_json::from_str::<PreImage>(&text).unwrap().key(), base().key());
+    }
+}

@@ -1,0 +1,264 @@
+//! Training, fine-tuning and scoring on a toy that takes seconds: coloured squares, some with a white patch.
+
+use runner::artifact::dataset::{About, Attack, LabelRule, Role};
+use runner::artifact::{CleanSplit, Packed, Split};
+use runner::error::{Class, Error};
+use runner::events::Event;
+use runner::rng::{Stream, Streams};
+use runner::stage::{Context, Named, Outputs, Stage};
+use runner::stages::evaluate::backdoor::{self, Backdoor};
+use runner::stages::purify::fine_tune::{self, FineTune};
+use runner::stages::train::classifier::{self, Classifier};
+use runner::store::checkpoint::Checkpoint;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const SIZE: usize = 16;
+const COLOURS: [[u8; 3]; 4] = [[220, 40, 40], [40, 200, 60], [50, 60, 230], [220, 210, 40]];
+
+/// `n` dark noisy images with a square whose colour is the class.
+fn squares(n: usize, stream: &Stream) -> Split {
+    let mut pixels = Vec::new();
+    for i in 0..n {
+        let mut stream = stream.at(i as u64);
+        let (top, left) = (3 + stream.below(6) as usize, 3 + stream.below(6) as usize);
+        for y in 0..SIZE {
+            for x in 0..SIZE {
+                let inside = (top..top + 6).contains(&y) && (left..left + 6).contains(&x);
+                for channel in 0..3 {
+                    let base = if inside { COLOURS[i % 4][channel] } else { 30 };
+                    pixels.push(base.saturating_add(stream.below(25) as u8));
+                }
+            }
+        }
+    }
+    Split::clean((SIZE, SIZE), pixels, (0..n as i64).map(|i| i % 4).collect()).unwrap()
+}
+
+/// The same images with a white patch in the corner, labelled 0, for the rows that `is_poisoned` names.
+fn stamped(split: &Split, is_poisoned: impl Fn(usize) -> bool) -> Split {
+    let mut stamped = split.clone();
+    let mut pixels = split.pixels.to_vec();
+    for row in (0..split.len()).filter(|&row| is_poisoned(row)) {
+        for y in 0..3 {
+            let start = row * split.image_bytes() + y * SIZE * 3;
+            pixels[start..start + 9].fill(255);
+        }
+        stamped.label[row] = 0;
+        stamped.role[row] = Role::Backdoor;
+    }
+    stamped.pixels = runner::artifact::dataset::Pixels::Owned(Arc::new(pixels));
+    stamped
+}
+
+fn about() -> About {
+    About {
+        name: "squares".into(),
+        classes: ["red", "green", "blue", "yellow"].map(String::from).to_vec(),
+        mean: [0.25; 3],
+        std: [0.25; 3],
+        attack: Some(Attack {
+            name: "badnet".into(),
+            labels: LabelRule::AllToOne { target: 0 },
+            rate: 0.1,
+            of: "all".into(),
+            n_backdoor: 20,
+            n_cover: 0,
+            parameters: Default::default(),
+        }),
+        source: String::new(),
+    }
+}
+
+fn dataset() -> Packed {
+    let streams = Streams::new(0, "test/squares");
+    let test = squares(80, &streams.stream("test"));
+    Packed {
+        about: about(),
+        train: stamped(&squares(200, &streams.stream("train")), |row| row % 10 == 9),
+        triggered: Some(stamped(&test, |_| true)),
+        test,
+    }
+}
+
+fn recipe() -> Value {
+    json!({
+        "model": "resnet8", "epochs": 6, "batch_size": 16, "learning_rate": 0.05, "schedule": { "kind": "one-cycle" },
+        "augment": { "crop": 1, "flip": false }, "evaluate_every": 2,
+        "observe": { "epochs": [1, 6], "per_group": 10 },
+    })
+}
+
+fn with(mut recipe: Value, changes: Value) -> Value {
+    for (key, value) in changes.as_object().unwrap() {
+        recipe[key] = value.clone();
+    }
+    recipe
+}
+
+fn train(cx: &Context, recipe: &Value) -> Result<classifier::Outputs, Error> {
+    let params = serde_json::from_value(recipe.clone()).unwrap();
+    Classifier::run(cx, params, classifier::Inputs { dataset: dataset() })
+}
+
+/// Digests of all outputs, by port.
+fn digests(outputs: &impl Outputs) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let written = outputs.save(dir.path()).unwrap();
+    written.iter().map(|one| format!("{} {:?}", one.port, one.digest().0)).collect()
+}
+
+fn context() -> Context {
+    Context::for_test(3, Classifier::NAME)
+}
+
+/// A context that asks to stop after `events` progress reports, with its checkpoint at `path`.
+fn stopping(path: &Path, events: usize) -> Context {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, left) = (stop.clone(), std::sync::Mutex::new(events));
+    let emit = move |event: Event| {
+        if matches!(event, Event::Progress { .. }) {
+            let mut left = left.lock().unwrap();
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                flag.store(true, Ordering::Relaxed);
+            }
+        }
+    };
+    let streams = Streams::new(3, Classifier::NAME);
+    Context::new(streams, candle_core::Device::Cpu, 1, Checkpoint::at(path), stop, Arc::new(emit))
+}
+
+fn on_threads<T: Send>(n: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(work)
+}
+
+#[test]
+fn a_backdoor_is_learnt_with_the_same_bytes_on_any_number_of_threads() {
+    let outputs = on_threads(1, || train(&context(), &recipe()).unwrap());
+    let again = on_threads(2, || train(&context(), &recipe()).unwrap());
+    assert_eq!(digests(&outputs), digests(&again));
+
+    let history = &outputs.history;
+    assert_eq!(history.rows.len(), 6);
+    let last = |column: &str| history.rows[5][history.column(column).unwrap()].number();
+    assert!(last("accuracy").unwrap() > 95.0 && last("loss_backdoor").unwrap() < 0.3, "{}", history.to_csv());
+    assert_eq!(last("loss_cover"), None);
+    let clean_accuracy = last("clean_accuracy").unwrap();
+    assert!(clean_accuracy > 95.0 && last("attack_success").unwrap() > 95.0, "{}", history.to_csv());
+    let evaluated = |row: usize| history.rows[row][history.column("clean_accuracy").unwrap()].number().is_some();
+    assert_eq!((0..6).map(evaluated).collect::<Vec<_>>(), [false, true, false, true, false, true]);
+
+    // Ten rows of each class, and ten backdoored ones.
+    let trace = &outputs.trace;
+    assert_eq!((trace.info.epochs.as_slice(), trace.info.rows.len()), (&[1, 6][..], 50));
+    assert_eq!(trace.get(6, "logits").unwrap().0, 4);
+    let (width, values) = trace.get(6, &trace.info.layers[0]).unwrap();
+    assert_eq!((width, values.len()), (64, 50 * 64));
+    assert_ne!(values, trace.get(1, &trace.info.layers[0]).unwrap().1);
+
+    // Scored by its own stage, the model is the one that the history saw.
+    let models = vec![Named { name: "model".into(), point: Default::default(), value: outputs.model.clone() }];
+    let inputs = backdoor::Inputs { models, dataset: dataset() };
+    let table = Backdoor::run(&context(), backdoor::Params::default(), inputs).unwrap();
+    let cell = |column: &str| table.rows[0][table.column(column).unwrap()].number();
+    assert_eq!((cell("clean_accuracy"), cell("der")), (Some(clean_accuracy), Some(50.0)));
+    assert_eq!(cell("attack_success"), last("attack_success"));
+    assert_eq!(cell("attack_success_all"), last("attack_success_all"));
+    assert!(table.notes.iter().any(|note| note.contains("count 60 of 80 triggered test images")), "{:?}", table.notes);
+}
+
+#[test]
+fn an_interrupted_training_ends_with_the_same_bytes() {
+    let recipe = with(
+        recipe(),
+        json!({
+            "validation": 0.2, "select": "best-validation", "schedule": { "kind": "plateau", "patience": 0 },
+            "noise": { "sigma_xt": 0.1, "sigma_ty": 0.1, "at_evaluation": true },
+        }),
+    );
+    let whole = digests(&train(&context(), &recipe).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint");
+    for events in [1, 2, 1] {
+        let error = train(&stopping(&path, events), &recipe).map(|_| ()).unwrap_err();
+        assert_eq!(error.class(), Class::Interrupted);
+    }
+    assert_eq!(digests(&train(&stopping(&path, usize::MAX), &recipe).unwrap()), whole);
+
+    // A checkpoint of another layout costs time, nothing else.
+    Checkpoint::at(&path).save(b"something else").unwrap();
+    assert_eq!(digests(&train(&stopping(&path, usize::MAX), &recipe).unwrap()), whole);
+}
+
+#[test]
+fn early_stopping_keeps_the_best_epoch() {
+    let recipe = with(
+        recipe(),
+        json!({
+            "validation": 0.2, "early_stopping": { "patience": 1 }, "select": "best-validation", "epochs": 12,
+            "schedule": { "kind": "constant" },
+        }),
+    );
+    let outputs = train(&context(), &recipe).unwrap();
+    let history = &outputs.history;
+    let accuracy = |row: usize| history.rows[row][history.column("validation_accuracy").unwrap()].number().unwrap();
+    let n = history.rows.len();
+    assert!(n < 12 && accuracy(n - 1) <= accuracy(n - 2), "{}", history.to_csv());
+    assert!(outputs.model.info.history[0].ends_with(&format!("epoch {} kept", n - 1)), "{:?}", outputs.model.info.history);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_training() {
+    let error = train(&context(), &with(recipe(), json!({ "learning_rate": 1e30 }))).map(|_| ()).unwrap_err();
+    assert!(error.message().starts_with("the loss became"), "{error}");
+    assert!(error.message().contains("in epoch 1, step"), "{error}");
+    assert!(error.hint_text().unwrap().contains("learning_rate"));
+}
+
+#[test]
+fn fine_tuning_goes_on_from_the_model() {
+    let model = train(&context(), &recipe()).unwrap().model;
+    let clean = squares(40, &Streams::new(0, "test/squares").stream("clean"));
+    let tune = |model| {
+        let params = json!({ "epochs": 3, "batch_size": 16, "augment": { "crop": 1, "flip": false } });
+        let clean = CleanSplit { about: About { attack: None, ..about() }, images: clean.clone() };
+        let params = serde_json::from_value(params).unwrap();
+        FineTune::run(&Context::for_test(3, FineTune::NAME), params, fine_tune::Inputs { model, clean }).unwrap()
+    };
+    let tuned = tune(model.clone());
+    assert_eq!(digests(&tuned), digests(&tune(model.clone())));
+    assert_ne!(tuned.model.weights, model.weights);
+    assert_eq!((tuned.history.rows.len(), tuned.model.info.history.len()), (3, 2));
+
+    let named = |name: &str, value| Named { name: name.into(), point: Default::default(), value };
+    let models = vec![named("model", model), named("purified.model", tuned.model)];
+    let inputs = backdoor::Inputs { models, dataset: dataset() };
+    let table = Backdoor::run(&context(), backdoor::Params::default(), inputs).unwrap();
+    assert_eq!(table.rows[1][0].text(), Some("purified"));
+    let cell = |column: &str| table.rows[1][table.column(column).unwrap()].number().unwrap();
+    assert!(cell("clean_accuracy") > 95.0 && cell("der") >= 47.5, "{}", table.to_csv());
+}
+
+#[test]
+fn impossible_combinations_are_refused_before_anything_runs() {
+    let check = |changes: Value, parameter: &str| {
+        let params: classifier::Params = serde_json::from_value(changes.clone()).unwrap();
+        let problems = Classifier::check(&params);
+        assert_eq!(problems.iter().map(|p| p.parameter).collect::<Vec<_>>(), [parameter], "{changes}");
+        assert!(problems[0].hint.is_some());
+    };
+    check(json!({ "validation": 1.0 }), "validation");
+    check(json!({ "early_stopping": { "patience": 3 } }), "early_stopping");
+    check(json!({ "select": "best-validation" }), "select");
+    check(json!({ "observe": { "epochs": [101] } }), "observe.epochs");
+    check(json!({ "observe": { "epochs": [0] } }), "observe.epochs");
+    check(json!({ "observe": { "epochs": [] } }), "observe.epochs");
+    check(json!({ "model": "resnet8", "observe": { "epochs": [1], "layers": ["layer4"] } }), "observe.layers");
+    check(json!({ "schedule": { "kind": "multi-step" } }), "schedule.milestones");
+    check(json!({ "momentum": 1.0 }), "momentum");
+    assert!(Classifier::check(&classifier::Params::default()).is_empty());
+    assert_eq!(Classifier::absent(&classifier::Params::default())[0].0, "trace");
+}
