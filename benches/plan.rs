@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 fn main() {
     report("1,000 stages, a chain with side inputs", &chain(1000));
-    report("100 stages at 20 points of a matrix", &(chain(100).replace("value = 0\n", "value = \"${v}\"\n") + &axis(20)));
+    report(
+        "100 stages at 20 points of a matrix",
+        &(chain(100).replace("value = 0\n", "value = \"${v}\"\n") + &axis(20)),
+    );
 }
 
 /// A pipeline whose stages read the one before and one long before.
@@ -22,7 +25,11 @@ fn chain(n_stages: usize) -> String {
         ));
         text.push_str(&format!("value = {value}\nend = \"well\"\nrange = {{ low = 0.0, high = 2.5 }}\n"));
         if stage > 0 {
-            text.push_str(&format!("from = {{ tables = [\"stage_{}\", \"stage_{}.output\"] }}\n", stage - 1, stage / 3));
+            text.push_str(&format!(
+                "from = {{ tables = [\"stage_{}\", \"stage_{}.output\"] }}\n",
+                stage - 1,
+                stage / 3
+            ));
         }
     }
     text

@@ -91,8 +91,6 @@ number!(
 );
 
 impl Fraction {
-    /// All of it.
-    pub const ONE: Fraction = Fraction(1.0);
     /// The whole.
     pub const ONE: Fraction = Fraction(1.0);
 

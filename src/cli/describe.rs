@@ -14,7 +14,8 @@ const WIDTH: usize = 100;
 /// # Errors
 /// There is none; the hint names the closest.
 pub fn find(name: &str) -> Result<&'static Info> {
-    catalogue::find(name).ok_or_else(|| Error::user(format!("there is no stage `{name}`")).hint(catalogue::suggest(name)))
+    catalogue::find(name)
+        .ok_or_else(|| Error::user(format!("there is no stage `{name}`")).hint(catalogue::suggest(name)))
 }
 
 /// A page of text on a stage.
@@ -193,7 +194,9 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part:?} is missing in\n{page}");
         }
-        assert!(text(find("test/sink").expect("the stage exists")).contains("title: a string that is not empty; required"));
+        assert!(
+            text(find("test/sink").expect("the stage exists")).contains("title: a string that is not empty; required")
+        );
         assert_eq!(json(info)["parameters"][3]["values"][0]["value"], "well");
     }
 

@@ -11,8 +11,8 @@ use crate::report::{self, explain};
 /// # Errors
 /// A bad pipeline, an unknown stage, an unusable cache.
 pub fn explain(global: &Global, args: &ExplainArgs) -> Result<u8> {
-    let loaded = project::load(&args.pipeline)?;
-    let store = loaded.project.store(global)?;
+    let loaded = project::load(global, &args.pipeline)?;
+    let store = loaded.project.look(global)?;
     let ids: Vec<usize> =
         (0..loaded.plan.nodes.len()).filter(|&id| resolve::is_called(&loaded.plan.nodes[id], &args.stage)).collect();
     if ids.is_empty() {
@@ -22,7 +22,7 @@ pub fn explain(global: &Global, args: &ExplainArgs) -> Result<u8> {
     let previous = explain::Previous::of(&loaded.plan, &store)?;
     let explanations = ids
         .iter()
-        .map(|&id| explain::explain(&loaded.plan, &outlook, &previous, id))
+        .map(|&id| explain::explain(&loaded.plan, &outlook, &previous, &store, id))
         .collect::<Result<Vec<_>>>()?;
     if global.json {
         report::json_data(&serde_json::json!({ "schema": 1, "explanations": explanations }));

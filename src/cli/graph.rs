@@ -21,7 +21,8 @@ pub fn text(plan: &Plan) -> String {
     let readers = readers(plan);
     let mut out = format!("{}\n", plan.identity.name);
     let mut seen = HashSet::new();
-    let roots: Vec<usize> = (0..plan.nodes.len()).filter(|id| plan.nodes[*id].inputs.values().all(Vec::is_empty)).collect();
+    let roots: Vec<usize> =
+        (0..plan.nodes.len()).filter(|id| plan.nodes[*id].inputs.values().all(Vec::is_empty)).collect();
     // A stack, not recursion: a chain may be a thousand stages long.
     let mut stack: Vec<(usize, String, bool)> = Vec::new();
     let children = |stack: &mut Vec<(usize, String, bool)>, ids: &[usize], indent: &str| {
@@ -60,7 +61,10 @@ fn edges(plan: &Plan) -> Vec<(usize, usize, String)> {
 /// A graph for Graphviz.
 pub fn dot(plan: &Plan) -> String {
     let quote = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-    let mut out = format!("digraph \"{}\" {{\n  rankdir = LR;\n  node [shape = box, fontname = \"sans-serif\"];\n", quote(&plan.identity.name));
+    let mut out = format!(
+        "digraph \"{}\" {{\n  rankdir = LR;\n  node [shape = box, fontname = \"sans-serif\"];\n",
+        quote(&plan.identity.name)
+    );
     out.push_str("  edge [fontname = \"sans-serif\", fontsize = 10];\n");
     for (id, node) in plan.nodes.iter().enumerate() {
         out.push_str(&format!("  n{id} [label = \"{}\\n{}\"];\n", quote(&node.label), quote(node.entry.name)));
@@ -74,7 +78,8 @@ pub fn dot(plan: &Plan) -> String {
 
 /// A flow chart for Mermaid.
 pub fn mermaid(plan: &Plan) -> String {
-    let quote = |text: &str| text.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;").replace('>', "&gt;");
+    let quote =
+        |text: &str| text.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;").replace('>', "&gt;");
     let mut out = String::from("flowchart LR\n");
     for (id, node) in plan.nodes.iter().enumerate() {
         out.push_str(&format!("  n{id}[\"{}<br/>{}\"]\n", quote(&node.label), quote(node.entry.name)));
@@ -164,7 +169,10 @@ diamond
         assert_eq!(dot(&plan).matches(" -> ").count(), 5);
         assert_eq!(mermaid(&plan).matches("-->").count(), 5);
         let json = json(&plan);
-        assert_eq!(json["nodes"][3]["inputs"]["tables"][1], json!({"node": 2, "output": "output", "label": "left", "point": {"v": 2}}));
+        assert_eq!(
+            json["nodes"][3]["inputs"]["tables"][1],
+            json!({"node": 2, "output": "output", "label": "left", "point": {"v": 2}})
+        );
         assert_eq!(json["nodes"][1]["parameters"]["value"], 1.0);
     }
 }

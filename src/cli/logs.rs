@@ -11,8 +11,8 @@ use crate::report;
 /// # Errors
 /// A bad pipeline, an unknown stage, a stage that was never started.
 pub fn logs(global: &Global, args: &LogsArgs) -> Result<u8> {
-    let loaded = project::load(&args.pipeline)?;
-    let store = loaded.project.store(global)?;
+    let loaded = project::load(global, &args.pipeline)?;
+    let store = loaded.project.look(global)?;
     let outlook = Outlook::of(&loaded.plan, &store)?;
     let mut found = false;
     for (id, node) in loaded.plan.nodes.iter().enumerate() {
@@ -20,10 +20,10 @@ pub fn logs(global: &Global, args: &LogsArgs) -> Result<u8> {
             continue;
         }
         found = true;
-        let Some(pre_image) = &outlook.pre_images[id] else {
+        let Some(key) = outlook.key(id) else {
             return Err(Error::user(format!("`{}` waits for results above it and was never started", node.label)));
         };
-        let path = store.log_path(&pre_image.key())?;
+        let path = store.log_path(&key);
         match std::fs::read_to_string(&path) {
             Ok(text) if text.is_empty() => report::note(&format!("{}: the worker logged nothing", node.label)),
             Ok(text) => report::data(&text),

@@ -16,7 +16,7 @@ mod status;
 
 pub use args::Cli;
 
-use crate::error::Result;
+use crate::error::{Error, IoExt, Result};
 use crate::report::{self, style::Style};
 use args::Command;
 use clap::{CommandFactory, Parser};
@@ -54,15 +54,28 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Show(args) => show::show(global, args),
         Command::Logs(args) => logs::logs(global, args),
         Command::List => {
-            if global.json { report::json_data(&list::json()) } else { report::data(&list::text()) }
+            if global.json {
+                report::json_data(&list::json())
+            } else {
+                report::data(&list::text())
+            }
             Ok(0)
         }
         Command::Describe { stage } => {
-            if global.json { report::json_data(&describe::json(stage)?) } else { report::data(&describe::text(stage)?) }
+            let info = describe::find(stage)?;
+            if global.json {
+                report::json_data(&describe::json(info))
+            } else {
+                report::data(&describe::text(info))
+            }
             Ok(0)
         }
         Command::Graph(args) => {
-            let plan = project::load(&args.pipeline)?.plan;
+            let plan = project::load(global, &args.pipeline)?.plan;
+            if global.json {
+                report::json_data(&graph::json(&plan));
+                return Ok(0);
+            }
             report::data(&match args.format {
                 args::GraphFormat::Text => graph::text(&plan),
                 args::GraphFormat::Dot => graph::dot(&plan),
@@ -72,12 +85,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         }
         Command::Verify(args) => cache::verify(global, args),
         Command::Gc(args) => cache::gc(global, args),
-        Command::Init { name } => {
-            report::note(&init::init(name)?);
-            Ok(0)
-        }
+        Command::Init { name } => init_file(name),
         Command::Schema => {
-            report::json_data(&schema::schema());
+            report::json_data(&schema::json());
             Ok(0)
         }
         Command::Completions { shell } => {
@@ -88,4 +98,20 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         }
         Command::Worker => Ok(crate::exec::worker::main()),
     }
+}
+
+/// Writes a starter pipeline beside the others; never over a file of the user's.
+fn init_file(name: &str) -> Result<u8> {
+    let text = init::text(name)?;
+    let dir = project::Project::here()?.root.join("pipelines");
+    std::fs::create_dir_all(&dir).at("create", &dir)?;
+    let path = dir.join(format!("{name}.toml"));
+    if path.exists() {
+        return Err(Error::user(format!("`{}` exists already", path.display())).hint("choose another name"));
+    }
+    std::fs::write(&path, text).at("write", &path)?;
+    let here = std::env::current_dir().unwrap_or_default();
+    let shown = path.strip_prefix(&here).unwrap_or(&path).display();
+    report::note(&format!("wrote {shown}\nnext: runner run {shown}"));
+    Ok(0)
 }

@@ -4,7 +4,8 @@ use super::args::{Global, PipelineArgs};
 use crate::config;
 use crate::error::{Error, IoExt, Result};
 use crate::plan::{self, Plan};
-use crate::store::Store;
+use crate::report::style::Style;
+use crate::store::{Missing, Store};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -42,8 +43,9 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Whatever is wrong with the pipeline, all at once, or with `runner.toml`.
-pub fn load(args: &PipelineArgs) -> Result<Loaded> {
-    let options = config::Options { profile: args.profile.clone(), set: args.set.clone() };
+pub fn load(global: &Global, args: &PipelineArgs) -> Result<Loaded> {
+    let style = Style::for_stderr(global.color).is_on();
+    let options = config::Options { profile: args.profile.clone(), set: args.set.clone(), style };
     let plan = plan::plan_file(&args.pipeline, &options)?;
     Ok(Loaded { project: Project::of(&args.pipeline)?, plan })
 }
@@ -92,11 +94,19 @@ impl Project {
         }
     }
 
+    /// Opens the cache for looking; one that is not there is empty.
+    ///
+    /// # Errors
+    /// A cache that cannot be read.
+    pub fn look(&self, global: &Global) -> Result<Store> {
+        Store::open(&self.cache_dir(global), Missing::Pretend)
+    }
+
     /// Opens the cache, making it if it is not there.
     ///
     /// # Errors
     /// A cache that cannot be made or read.
     pub fn store(&self, global: &Global) -> Result<Store> {
-        Store::open(&self.cache_dir(global), true)
+        Store::open(&self.cache_dir(global), Missing::Create)
     }
 }

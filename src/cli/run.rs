@@ -13,18 +13,18 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Brings a pipeline up to date.
 ///
 /// # Errors
 /// A bad pipeline, an unusable cache or device. Failed stages are in the exit code.
 pub fn run(global: &Global, args: &RunArgs) -> Result<u8> {
-    let loaded = project::load(&args.pipeline)?;
+    let loaded = project::load(global, &args.pipeline)?;
     let store = loaded.project.store(global)?;
     let options = options(args, &loaded)?;
     let stops = on_signals()?;
-    let guard = store.enter_run()?;
+    let guard = store.enter_run(&AtomicBool::new(false))?;
     let style = Style::for_stderr(global.color);
     let summary = if global.json {
         let mut reporter = JsonLines::new(&loaded.plan);
@@ -55,15 +55,15 @@ fn conclude(global: &Global, args: &RunArgs, loaded: &Loaded, store: &Store, sum
         .plan
         .nodes
         .iter()
-        .zip(&summary.records)
-        .filter_map(|(node, record)| Some((node.label.clone(), record.as_ref()?.key)))
+        .zip(&summary.keys)
+        .filter_map(|(node, key)| Some((node.label.clone(), (*key)?)))
         .collect();
     if store.writable() {
-        store.history(&loaded.plan.identity).remember(keys)?;
+        store.history().remember(&loaded.plan.identity, &keys)?;
     }
-    let links = results::link(&loaded.project.root, &loaded.plan, &summary.records, store);
+    let links = results::link(&loaded.project.root, &loaded.plan, &summary.hits, store);
     if !global.json && !args.quiet {
-        show::after_run(global, &loaded.plan, &summary.records, store)?;
+        show::after_run(global, &loaded.plan, &summary.hits, store)?;
         match links {
             Ok(links) if !links.figures.is_empty() => {
                 report::data(&format!("figures and tables: {}", links.dir.display()));
@@ -96,8 +96,7 @@ fn options(args: &RunArgs, loaded: &Loaded) -> Result<Options> {
     if let Some(device) = args.device {
         options.device = device;
     } else if let Some(device) = &settings.device {
-        options.device =
-            device.parse().map_err(|error| Error::user(format!("`device` in runner.toml: {error}")))?;
+        options.device = device.parse().map_err(|error| Error::user(format!("`device` in runner.toml: {error}")))?;
     }
     options.force.clone_from(&args.force);
     options.targets.clone_from(&args.stages);

@@ -2,7 +2,7 @@
 
 use super::args::{Global, ShowArgs};
 use super::project;
-use crate::artifact::{Kind, Open, Table};
+use crate::artifact::{FileEntry, Kind, Open, Table};
 use crate::error::{Error, Result, ResultExt};
 use crate::exec::resolve::{self, Outlook};
 use crate::plan::Plan;
@@ -10,7 +10,7 @@ use crate::report::style::Style;
 use crate::report::table::{self, Format};
 use crate::report::{self, bytes, duration};
 use crate::store::Store;
-use crate::store::records::{OutputRecord, Record};
+use crate::store::records::{Hit, OutputRecord};
 use serde_json::{Value, json};
 
 /// Tables with more rows than this are not printed after a run.
@@ -21,15 +21,15 @@ const ROWS_AFTER_RUN: usize = 32;
 /// # Errors
 /// A bad pipeline, an unknown stage, a result that has not been computed.
 pub fn show(global: &Global, args: &ShowArgs) -> Result<u8> {
-    let loaded = project::load(&args.pipeline)?;
-    let store = loaded.project.store(global)?;
+    let loaded = project::load(global, &args.pipeline)?;
+    let store = loaded.project.look(global)?;
     let outlook = Outlook::of(&loaded.plan, &store)?;
     let style = Style::for_stdout(global.color);
     let Some(name) = &args.stage else {
-        overview(global, &loaded.plan, &outlook.records, &store);
+        overview(global, &loaded.plan, &outlook, &store);
         return Ok(0);
     };
-    let outputs = find(&loaded.plan, &outlook.records, name)?;
+    let outputs = find(&loaded.plan, &outlook.hits, name)?;
     if outputs.iter().all(|(_, output)| output.kind == Kind::Table) {
         let joined = join(&outputs, &store)?;
         let format = if global.json { Format::Json } else { args.format };
@@ -43,7 +43,7 @@ pub fn show(global: &Global, args: &ShowArgs) -> Result<u8> {
 type Found<'a> = (Vec<(String, Value)>, &'a OutputRecord);
 
 /// The outputs called `name` (`scores`, `model.history`, `scores[rate=0.1]`), one for each point of the matrix.
-fn find<'a>(plan: &Plan, records: &'a [Option<Record>], name: &str) -> Result<Vec<Found<'a>>> {
+fn find<'a>(plan: &Plan, hits: &'a [Option<Hit>], name: &str) -> Result<Vec<Found<'a>>> {
     let called = |wanted: &str| -> Vec<usize> {
         (0..plan.nodes.len()).filter(|&id| resolve::is_called(&plan.nodes[id], wanted)).collect()
     };
@@ -70,11 +70,11 @@ fn find<'a>(plan: &Plan, records: &'a [Option<Record>], name: &str) -> Result<Ve
             },
             None => ports.first().map_or("", |p| p.name),
         };
-        if records[id].is_none() {
+        if hits[id].is_none() {
             return Err(Error::user(format!("`{}` has not been computed yet", node.label))
                 .hint(format!("`runner run {}` computes it", plan.identity.path.display())));
         }
-        found.push((node.point.clone(), resolve::output_of(plan, id, port, records)?));
+        found.push((node.point.clone(), resolve::output_of(plan, id, port, hits)?));
     }
     Ok(found)
 }
@@ -87,33 +87,24 @@ fn join(outputs: &[Found<'_>], store: &Store) -> Result<Table> {
     Ok(table::join(&tables))
 }
 
-fn overview(global: &Global, plan: &Plan, records: &[Option<Record>], store: &Store) {
+fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) {
     let mut objects = Vec::new();
     let mut lines = Vec::new();
-    for (node, record) in plan.nodes.iter().zip(records) {
-        let Some(record) = record else {
+    for (id, node) in plan.nodes.iter().enumerate() {
+        let Some(hit) = &outlook.hits[id] else {
             lines.push(format!("{}  {}  not computed", node.label, node.entry.name));
             objects.push(json!({ "node": node.label, "stage": node.entry.name, "stored": false }));
             continue;
         };
-        lines.push(format!(
-            "{}  {}  {}  {}",
-            node.label,
-            node.entry.name,
-            duration(record.seconds),
-            record.headline.as_deref().unwrap_or_default()
-        ));
-        for output in &record.outputs {
-            for file in &output.files {
-                let path = store.blob_path(&file.digest);
-                let name = &file.name;
-                lines.push(format!("    {:<20} {:>10}  {}", name, bytes(file.size), path.display()));
-            }
+        let headline = hit.headline.as_deref().unwrap_or_default();
+        lines.push(format!("{}  {}  {}  {headline}", node.label, node.entry.name, duration(hit.seconds)));
+        for file in hit.outputs.iter().flat_map(|output| &output.files) {
+            lines.push(file_line(file, store));
         }
         objects.push(json!({
-            "node": node.label, "stage": node.entry.name, "stored": true, "key": record.key,
-            "seconds": record.seconds, "device": record.device, "threads": record.threads,
-            "outputs": record.outputs.iter().map(|output| described(output, store)).collect::<Vec<_>>(),
+            "node": node.label, "stage": node.entry.name, "stored": true, "key": outlook.key(id),
+            "seconds": hit.seconds, "peak_memory_mib": hit.peak_memory_mib, "headline": hit.headline,
+            "outputs": hit.outputs.iter().map(|output| described(output, store)).collect::<Vec<_>>(),
         }));
     }
     if global.json {
@@ -121,6 +112,10 @@ fn overview(global: &Global, plan: &Plan, records: &[Option<Record>], store: &St
     } else {
         report::data(&lines.join("\n"));
     }
+}
+
+fn file_line(file: &FileEntry, store: &Store) -> String {
+    format!("    {:<20} {:>10}  {}", file.name, bytes(file.size), store.blob_path(&file.digest).display())
 }
 
 fn described(output: &OutputRecord, store: &Store) -> Value {
@@ -142,8 +137,7 @@ fn list_files(global: &Global, outputs: &[Found<'_>], store: &Store) {
         let point: Vec<String> = point.iter().map(|(key, value)| format!("{key}={value}")).collect();
         report::data(format!("{} {}  {}", output.kind, output.digest.short(), point.join(",")).trim_end());
         for file in &output.files {
-            let path = store.blob_path(&file.digest);
-            report::data(&format!("    {:<20} {:>10}  {}", file.name, bytes(file.size), path.display()));
+            report::data(&file_line(file, store));
         }
     }
 }
@@ -152,7 +146,7 @@ fn list_files(global: &Global, outputs: &[Found<'_>], store: &Store) {
 ///
 /// # Errors
 /// A table that cannot be read.
-pub fn after_run(global: &Global, plan: &Plan, records: &[Option<Record>], store: &Store) -> Result<()> {
+pub fn after_run(global: &Global, plan: &Plan, hits: &[Option<Hit>], store: &Store) -> Result<()> {
     let style = Style::for_stdout(global.color);
     let mut seen: Vec<&str> = Vec::new();
     for node in &plan.nodes {
@@ -161,7 +155,7 @@ pub fn after_run(global: &Global, plan: &Plan, records: &[Option<Record>], store
         }
         seen.push(&node.stage);
         // A stage that did not run, or only in part, has no table to show; its failure has been told.
-        let Ok(outputs) = find(plan, records, &node.stage) else { continue };
+        let Ok(outputs) = find(plan, hits, &node.stage) else { continue };
         if outputs.iter().any(|(_, output)| output.kind != Kind::Table) {
             continue;
         }

@@ -217,7 +217,9 @@ fn unused_axes(pipeline: &Pipeline, problems: &mut Diagnostics) {
             problems.push(
                 Diagnostic::new(format!("matrix key `{name}` is not used"), axis.key.span)
                     .label(format!("expected `${{{name}}}` in some stage"))
-                    .hint(format!("write \"${{{name}}}\" where the value belongs, for example `{name} = \"${{{name}}}\"`")),
+                    .hint(format!(
+                        "write \"${{{name}}}\" where the value belongs, for example `{name} = \"${{{name}}}\"`"
+                    )),
             );
         }
     }

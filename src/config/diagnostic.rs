@@ -211,8 +211,7 @@ impl Diagnostics {
         let mut snippet = Snippet::source(&text[from..to]).path(name).line_start(line);
         if let Some((span, label)) = primary {
             let annotation = AnnotationKind::Primary.span(local(span));
-            snippet =
-                snippet.annotation(if label.is_empty() { annotation } else { annotation.label(label) });
+            snippet = snippet.annotation(if label.is_empty() { annotation } else { annotation.label(label) });
         }
         for (span, label) in context {
             snippet = snippet.annotation(AnnotationKind::Context.span(local(*span)).label(label.as_str()));

@@ -62,9 +62,8 @@ fn axes(item: Item, problems: &mut Diagnostics) -> Vec<Axis> {
     };
     let axes: Vec<Axis> = table.entries.into_iter().filter_map(|(key, item)| axis(key, item, problems)).collect();
     if axes.len() > 64 {
-        problems.push(
-            Diagnostic::new(format!("the matrix has {} keys", axes.len()), span).label("expected at most 64"),
-        );
+        problems
+            .push(Diagnostic::new(format!("the matrix has {} keys", axes.len()), span).label("expected at most 64"));
         return Vec::new();
     }
     let n_points = axes.iter().try_fold(1usize, |n, axis| n.checked_mul(axis.values.len()));

@@ -153,7 +153,11 @@ pub(crate) fn read(path: &Path, options: &Options) -> Result<Draft> {
     let bytes = std::fs::read(path).map_err(|error| {
         let missing = error.kind() == std::io::ErrorKind::NotFound;
         let error = Error::io(error, "read the pipeline", path);
-        if missing { error.hint("`runner init NAME` writes a pipeline to start from") } else { error.with_class(crate::error::Class::User) }
+        if missing {
+            error.hint("`runner init NAME` writes a pipeline to start from")
+        } else {
+            error.with_class(crate::error::Class::User)
+        }
     })?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -254,7 +258,9 @@ fn take_profiles(root: &mut Table, problems: &mut Diagnostics) -> Vec<(Key, Item
 fn variant(overlay: Table, root: &Table, problems: &mut Diagnostics) -> Variant {
     let mut partial = Table::default();
     let mut names = Vec::new();
-    if let Some((_, matrix)) = root.get("matrix").filter(|_| overlay.get("matrix").is_some() || overlay.get("stages").is_some()) {
+    if let Some((_, matrix)) =
+        root.get("matrix").filter(|_| overlay.get("matrix").is_some() || overlay.get("stages").is_some())
+    {
         let key = Key { name: "matrix".into(), span: matrix.span };
         partial.entries.push((key, matrix.clone()));
     }

@@ -50,7 +50,9 @@ pub fn profile(name: &str, item: Item, base: &Table, problems: &mut Diagnostics)
         }
         merge(&mut overlay, nest(segments, item));
     }
-    keep_known_stages(&mut overlay, base, problems, |stage| format!("profile `{name}` changes stage `{stage}`, which does not exist"));
+    keep_known_stages(&mut overlay, base, problems, |stage| {
+        format!("profile `{name}` changes stage `{stage}`, which does not exist")
+    });
     overlay
 }
 

@@ -137,7 +137,9 @@ fn duplicate(text: &str, span: Span) -> Diagnostic {
     };
     let title = match header(line).as_deref().map(|path| (path.split_once('.'), path)) {
         Some((Some(("stages", stage)), _)) if !stage.contains('.') => format!("stage `{stage}` is defined twice"),
-        Some((Some(("profile", profile)), _)) if !profile.contains('.') => format!("profile `{profile}` is defined twice"),
+        Some((Some(("profile", profile)), _)) if !profile.contains('.') => {
+            format!("profile `{profile}` is defined twice")
+        }
         Some((_, path)) => format!("`[{path}]` is written twice"),
         None => format!("`{name}` is set twice"),
     };
@@ -148,9 +150,11 @@ fn duplicate(text: &str, span: Span) -> Diagnostic {
         None => {
             let same_line = line.find(name).map(|column| line_start + column).filter(|at| *at < start);
             let section: Vec<(usize, &str)> = before().collect();
-            let earlier = section.iter().rev().take_while(|(_, line)| header(line).is_none()).filter(|(_, line)| {
-                line.split_once('=').is_some_and(|(key, _)| key.trim() == name)
-            });
+            let earlier = section
+                .iter()
+                .rev()
+                .take_while(|(_, line)| header(line).is_none())
+                .filter(|(_, line)| line.split_once('=').is_some_and(|(key, _)| key.trim() == name));
             earlier.last().map(|(at, line)| at + line.find(name).unwrap_or(0)).or(same_line)
         }
     };

@@ -143,7 +143,11 @@ impl Item {
             Value::Boolean(value) => Json::Bool(*value),
             Value::Array(items) => Json::Array(items.iter().map(Item::to_json).collect::<Option<_>>()?),
             Value::Table(table) => Json::Object(
-                table.entries.iter().map(|(key, item)| Some((key.name.clone(), item.to_json()?))).collect::<Option<_>>()?,
+                table
+                    .entries
+                    .iter()
+                    .map(|(key, item)| Some((key.name.clone(), item.to_json()?)))
+                    .collect::<Option<_>>()?,
             ),
         })
     }
@@ -178,8 +182,11 @@ pub fn item(text: u32, offset: usize, value: Spanned<DeValue<'_>>) -> Item {
         DeValue::String(string) => Value::String(string.into_owned()),
         // What does not fit is out of every range; the sign is all that matters then.
         DeValue::Integer(number) => Value::Integer(
-            i128::from_str_radix(number.as_str(), number.radix())
-                .unwrap_or(if number.as_str().starts_with('-') { i128::MIN } else { i128::MAX }),
+            i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(if number.as_str().starts_with('-') {
+                i128::MIN
+            } else {
+                i128::MAX
+            }),
         ),
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(value) => Value::Boolean(value),

@@ -52,8 +52,10 @@ impl Choice {
     pub fn resolve(self) -> Result<candle_core::Device> {
         match self {
             Choice::Auto | Choice::Cpu => Ok(candle_core::Device::Cpu),
-            Choice::Cuda(_) => Err(Error::user(format!("`--device {self}`: this build of `runner` computes on the CPU only"))
-                .hint("leave `--device` out, or say `--device cpu`")),
+            Choice::Cuda(_) => {
+                Err(Error::user(format!("`--device {self}`: this build of `runner` computes on the CPU only"))
+                    .hint("leave `--device` out, or say `--device cpu`"))
+            }
         }
     }
 }

@@ -6,18 +6,19 @@ use crate::error::{Error, Result, ResultExt};
 use crate::plan::{Node, Plan};
 use crate::stage::Arity;
 use crate::store::Store;
+use crate::store::digest::Digest;
 use crate::store::key::{InputRef, PreImage, SourceRef};
-use crate::store::records::{OutputRecord, Record};
+use crate::store::records::{Hit, OutputRecord};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Takes a node's key from its parameters and the records of the nodes above.
 ///
-/// `records[i]` is the record of node `i`; every node above `id` must have one.
+/// `hits[i]` is what is stored of node `i`; every node above `id` must be.
 ///
 /// # Errors
 /// A source file that is missing or unreadable.
-pub fn pre_image(plan: &Plan, id: usize, records: &[Option<Record>], store: &Store) -> Result<PreImage> {
+pub fn pre_image(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) -> Result<PreImage> {
     let node = &plan.nodes[id];
     let mut inputs = BTreeMap::new();
     for port in (node.entry.inputs)() {
@@ -25,7 +26,7 @@ pub fn pre_image(plan: &Plan, id: usize, records: &[Option<Record>], store: &Sto
         let named = matches!(port.arity, Arity::Many | Arity::Any);
         let mut refs = Vec::with_capacity(sources.len());
         for source in sources {
-            let output = output_of(plan, source.node, source.port, records)?;
+            let output = output_of(plan, source.node, source.port, hits)?;
             refs.push(if named {
                 InputRef::named(output.digest, &source.label, point_map(&source.point))
             } else {
@@ -36,7 +37,7 @@ pub fn pre_image(plan: &Plan, id: usize, records: &[Option<Record>], store: &Sto
     }
     let mut sources = Vec::new();
     for path in (node.entry.sources)(&node.params) {
-        let digest = store.source_digest(&path).context(format!("stage `{}`", node.label))?;
+        let digest = store.sources().digest(&path).context(format!("stage `{}`", node.label))?;
         sources.push(SourceRef { path: path.display().to_string(), digest });
     }
     Ok(PreImage {
@@ -57,12 +58,11 @@ pub fn point_map(point: &[(String, Value)]) -> BTreeMap<String, Value> {
 /// The stored output `port` of node `id`.
 ///
 /// # Errors
-/// If the node has no record, or its record has no such port: a record made by another build.
-pub fn output_of<'a>(plan: &Plan, id: usize, port: &str, records: &'a [Option<Record>]) -> Result<&'a OutputRecord> {
+/// If the node is not stored, or its record has no such port: a record made by another build.
+pub fn output_of<'a>(plan: &Plan, id: usize, port: &str, hits: &'a [Option<Hit>]) -> Result<&'a OutputRecord> {
     let label = &plan.nodes[id].label;
-    let record = records[id].as_ref().ok_or_else(|| Error::machine(format!("`{label}` has not been computed yet")))?;
-    record
-        .outputs
+    let hit = hits[id].as_ref().ok_or_else(|| Error::machine(format!("`{label}` has not been computed yet")))?;
+    hit.outputs
         .iter()
         .find(|output| output.port == port)
         .ok_or_else(|| Error::machine(format!("the record of `{label}` has no output `{port}`")))
@@ -70,10 +70,10 @@ pub fn output_of<'a>(plan: &Plan, id: usize, port: &str, records: &'a [Option<Re
 
 /// What is known of every node without running anything.
 pub struct Outlook {
-    /// The record of each node whose result is stored.
-    pub records: Vec<Option<Record>>,
-    /// The pre-image of each node whose inputs are all stored.
-    pub pre_images: Vec<Option<PreImage>>,
+    /// What is stored of each node.
+    pub hits: Vec<Option<Hit>>,
+    /// The pre-image and the key of each node whose inputs are all stored.
+    pub asked: Vec<Option<(PreImage, Digest)>>,
     /// Why a node's sources could not be read, by node.
     pub problems: Vec<Option<String>>,
 }
@@ -85,21 +85,28 @@ impl Outlook {
     /// A cache that cannot be read.
     pub fn of(plan: &Plan, store: &Store) -> Result<Outlook> {
         let n = plan.nodes.len();
-        let mut outlook =
-            Outlook { records: vec![None; n], pre_images: vec![None; n], problems: vec![None; n] };
+        let mut outlook = Outlook { hits: vec![None; n], asked: vec![None; n], problems: vec![None; n] };
         for id in 0..n {
-            if plan.nodes[id].inputs.values().flatten().any(|source| outlook.records[source.node].is_none()) {
+            if plan.nodes[id].inputs.values().flatten().any(|source| outlook.hits[source.node].is_none()) {
                 continue;
             }
-            match pre_image(plan, id, &outlook.records, store) {
+            match pre_image(plan, id, &outlook.hits, store) {
                 Ok(pre_image) => {
-                    outlook.records[id] = store.lookup(&pre_image.key())?;
-                    outlook.pre_images[id] = Some(pre_image);
+                    let key = pre_image.key();
+                    outlook.hits[id] = store.hit(&key)?;
+                    outlook.asked[id] = Some((pre_image, key));
                 }
                 Err(error) => outlook.problems[id] = Some(error.to_string()),
             }
         }
         Ok(outlook)
+    }
+}
+
+impl Outlook {
+    /// The key of node `id`, if its inputs are all stored.
+    pub fn key(&self, id: usize) -> Option<Digest> {
+        self.asked[id].as_ref().map(|(_, key)| *key)
     }
 }
 

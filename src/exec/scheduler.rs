@@ -9,7 +9,7 @@ use crate::events::Event;
 use crate::plan::Plan;
 use crate::store::Store;
 use crate::store::digest::Digest;
-use crate::store::records::Record;
+use crate::store::records::Hit;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ pub enum RunEvent {
     Cached {
         /// The key.
         key: Digest,
-        /// Its record.
-        record: Box<Record>,
+        /// What is stored.
+        hit: Hit,
     },
     /// A worker was started.
     Started {
@@ -40,8 +40,8 @@ pub enum RunEvent {
     Stored {
         /// The key.
         key: Digest,
-        /// Its record.
-        record: Box<Record>,
+        /// What is stored.
+        hit: Hit,
         /// Wall seconds in this run.
         seconds: f64,
         /// Whether another run computed it meanwhile.
@@ -97,8 +97,10 @@ pub enum Outcome {
 pub struct Summary {
     /// The outcome of each node.
     pub outcomes: Vec<Outcome>,
-    /// The record of each node that has one.
-    pub records: Vec<Option<Record>>,
+    /// What is stored of each node.
+    pub hits: Vec<Option<Hit>>,
+    /// The key of each node that is stored.
+    pub keys: Vec<Option<Digest>>,
     /// Whether the run was stopped by a signal.
     pub interrupted: bool,
     /// The worst class of failure.
@@ -135,7 +137,8 @@ struct Scheduler<'a> {
     options: &'a Options,
     observer: &'a mut dyn Observer,
     states: Vec<State>,
-    records: Vec<Option<Record>>,
+    hits: Vec<Option<Hit>>,
+    keys: Vec<Option<Digest>>,
     /// Nodes above that are not done yet.
     missing: Vec<usize>,
     below: Vec<Vec<usize>>,
@@ -189,7 +192,8 @@ pub fn run(
         options,
         observer,
         states: needed.iter().map(|&n| if n { State::Waiting } else { State::Done(Outcome::Untouched) }).collect(),
-        records: vec![None; n],
+        hits: vec![None; n],
+        keys: vec![None; n],
         missing,
         below,
         forced: plan.nodes.iter().map(|node| options.force.iter().any(|name| is_called(node, name))).collect(),
@@ -208,7 +212,7 @@ pub fn run(
         .into_iter()
         .map(|state| if let State::Done(outcome) = state { outcome } else { Outcome::Untouched })
         .collect();
-    Ok(Summary { outcomes, records: scheduler.records, interrupted, worst: scheduler.worst })
+    Ok(Summary { outcomes, hits: scheduler.hits, keys: scheduler.keys, interrupted, worst: scheduler.worst })
 }
 
 impl Scheduler<'_> {
@@ -257,15 +261,16 @@ impl Scheduler<'_> {
 
     /// Whether the node's result is stored.
     fn look_up(&mut self, id: usize) -> Result<bool> {
-        let key = pre_image(self.plan, id, &self.records, self.store)?.key();
+        let key = pre_image(self.plan, id, &self.hits, self.store)?.key();
         if self.forced[id] {
             return Ok(false);
         }
-        match self.store.lookup(&key)? {
-            Some(record) => {
-                self.records[id] = Some(record.clone());
+        match self.store.hit(&key)? {
+            Some(hit) => {
+                self.hits[id] = Some(hit.clone());
+                self.keys[id] = Some(key);
                 self.states[id] = State::Done(Outcome::Cached);
-                self.observer.event(id, &RunEvent::Cached { key, record: Box::new(record) });
+                self.observer.event(id, &RunEvent::Cached { key, hit });
                 Ok(true)
             }
             None => Ok(false),
@@ -311,13 +316,13 @@ impl Scheduler<'_> {
 
     fn spawn(&mut self, id: usize, threads: usize) -> Result<()> {
         let node = &self.plan.nodes[id];
-        let pre_image = pre_image(self.plan, id, &self.records, self.store)?;
+        let pre_image = pre_image(self.plan, id, &self.hits, self.store)?;
         let key = pre_image.key();
         let mut inputs = BTreeMap::new();
         for (port, sources) in &node.inputs {
             let mut bound = Vec::with_capacity(sources.len());
             for source in sources {
-                let output = output_of(self.plan, source.node, source.port, &self.records)?;
+                let output = output_of(self.plan, source.node, source.port, &self.hits)?;
                 bound.push(Input {
                     label: source.label.clone(),
                     point: point_map(&source.point),
@@ -327,19 +332,16 @@ impl Scheduler<'_> {
             }
             inputs.insert((*port).to_string(), bound);
         }
-        if !self.store.writable() {
-            return Err(Error::machine("the cache is read-only, so nothing can be computed into it")
-                .hint("choose a writable cache with `--cache DIR` or RUNNER_CACHE"));
-        }
+        self.store.require_writable()?;
         let job = Job {
-            cache: self.store.dir().to_path_buf(),
+            cache: self.store.root().to_path_buf(),
             pre_image,
             inputs,
             threads,
             device: self.options.device,
             force: self.forced[id],
         };
-        let worker = Worker::start(id, &job, &self.store.log_path(&key)?, self.sender.clone())?;
+        let worker = Worker::start(id, &job, &self.store.log_path(&key), self.sender.clone())?;
         let running = Running {
             worker,
             key,
@@ -386,17 +388,17 @@ impl Scheduler<'_> {
     ) -> Result<()> {
         match verdict {
             Some(Event::Stored { by_other, .. }) => {
-                self.store.refresh()?;
-                let Some(record) = self.store.lookup(&key)? else {
+                let Some(hit) = self.store.hit(&key)? else {
                     let error = Error::machine(format!("the worker stored {key}, but the cache does not have it"))
                         .hint("`runner verify` checks the cache");
                     self.fail(id, &error);
                     return Ok(());
                 };
                 let seconds = since.elapsed().as_secs_f64();
-                self.records[id] = Some(record.clone());
+                self.hits[id] = Some(hit.clone());
+                self.keys[id] = Some(key);
                 self.states[id] = State::Done(if by_other { Outcome::Cached } else { Outcome::Stored });
-                self.observer.event(id, &RunEvent::Stored { key, record: Box::new(record), seconds, by_other });
+                self.observer.event(id, &RunEvent::Stored { key, hit, seconds, by_other });
                 self.release(id, ready);
             }
             Some(Event::Damaged { message }) => self.repair(id, &message, ready)?,
@@ -434,11 +436,11 @@ impl Scheduler<'_> {
         }
         self.observer.event(id, &RunEvent::Damaged { message: message.to_string() });
         self.states[id] = State::Waiting;
-        self.store.refresh()?;
+        self.store.look_again();
         let mut whole = true;
         for up in self.plan.upstream(id) {
-            let Some(record) = &self.records[up] else { continue };
-            if self.store.lookup(&record.key)?.is_none() {
+            let Some(key) = self.keys[up] else { continue };
+            if self.store.hit(&key)?.is_none() {
                 whole = false;
                 self.forget(up);
                 if self.is_ready(up) {
@@ -454,7 +456,8 @@ impl Scheduler<'_> {
 
     /// Node `id` no longer has its result; what stands below and has not started waits for it again.
     fn forget(&mut self, id: usize) {
-        self.records[id] = None;
+        self.hits[id] = None;
+        self.keys[id] = None;
         self.states[id] = State::Waiting;
         for &next in &self.below[id] {
             self.missing[next] += 1;
@@ -479,7 +482,7 @@ impl Scheduler<'_> {
         let event = RunEvent::Failed {
             message: error.to_string(),
             hint: error.hint_text().map(str::to_string),
-            log: key.and_then(|key| self.store.log_path(&key).ok()),
+            log: key.map(|key| self.store.log_path(&key)),
         };
         self.observer.event(id, &event);
         let label = self.plan.nodes[id].label.clone();

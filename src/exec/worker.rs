@@ -12,9 +12,9 @@ use crate::events::Event;
 use crate::rng::Streams;
 use crate::stage::{Bound, Context, RawInputs};
 use crate::stages;
-use crate::store::Store;
 use crate::store::digest::Digest;
 use crate::store::records::{OutputRecord, Record};
+use crate::store::{Missing, Store};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -73,8 +73,9 @@ impl From<Error> for Ended {
 fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>>>) -> Result<(), Ended> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(Error::from)?;
-    let job: Job = serde_json::from_str(&line)
-        .map_err(|_| Error::user("`runner worker` is what `runner run` starts; it reads a job from its standard input"))?;
+    let job: Job = serde_json::from_str(&line).map_err(|_| {
+        Error::user("`runner worker` is what `runner run` starts; it reads a job from its standard input")
+    })?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, stop.clone()).map_err(Error::from)?;
     }
@@ -85,12 +86,12 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         at_end.store(true, Ordering::Relaxed);
     });
 
-    let store = Store::open(&job.cache, false)?;
+    let store = Store::open(&job.cache, Missing::Pretend)?;
     let key = job.pre_image.key();
-    let _lock = store.lock(&key, stop, || emit(Event::Waiting))?;
+    let _lock = store.locks().lock_with(&key, stop, |_| emit(Event::Waiting))?;
     if !job.force {
-        if let Some(record) = store.lookup(&key)? {
-            emit(Event::Stored { outputs: digests(&record.outputs), by_other: true });
+        if let Some(hit) = store.hit(&key)? {
+            emit(Event::Stored { outputs: digests(&hit.outputs), by_other: true });
             return Ok(());
         }
     }
@@ -98,7 +99,7 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         .ok_or_else(|| Error::machine(format!("this build has no stage `{}`", job.pre_image.stage)))?;
     let inputs = bind(&job, &store)?;
 
-    let checkpoint = store.checkpoint(&key)?;
+    let checkpoint = store.checkpoint(&key);
     let resumed = checkpoint.load().is_some();
     emit(Event::Started { resumed });
     let device = job.device.resolve()?;
@@ -120,18 +121,7 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
     let seconds = start.elapsed().as_secs_f64();
 
     // Blobs first, then the record that names them (invariant 5).
-    let mut outputs = Vec::with_capacity(written.len());
-    for artifact in written {
-        for file in &artifact.files {
-            store.publish(&artifact.dir.join(&file.name), file)?;
-        }
-        outputs.push(OutputRecord {
-            digest: artifact.digest(),
-            port: artifact.port,
-            kind: artifact.kind,
-            files: artifact.files,
-        });
-    }
+    let outputs = store.publish(&written)?;
     let record = Record {
         key,
         pre_image: job.pre_image,

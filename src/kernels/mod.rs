@@ -18,6 +18,7 @@ pub mod linear;
 pub mod noise;
 pub mod norm;
 pub mod pool;
+pub mod product;
 #[cfg(test)]
 pub(crate) mod reference;
 
@@ -51,6 +52,3 @@ pub(crate) fn lanes<const W: usize>(values: &[f32], at: usize) -> [f32; W] {
     lanes.copy_from_slice(&values[at..at + W]);
     lanes
 }
-//! The kernels: convolution, batch normalisation, pooling and the rest, forwards and backwards.
-
-pub mod product;

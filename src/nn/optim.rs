@@ -108,8 +108,7 @@ impl Optimiser {
                 let (new1, new2) = ((1.0 - BETAS.0) as f32, (1.0 - BETAS.1) as f32);
                 chunks.zip(self.first.par_chunks_mut(CHUNK)).zip(self.second.par_chunks_mut(CHUNK)).for_each(
                     |(((params, grads), firsts), seconds)| {
-                        for (((weight, &grad), first), second) in
-                            params.iter_mut().zip(grads).zip(firsts).zip(seconds)
+                        for (((weight, &grad), first), second) in params.iter_mut().zip(grads).zip(firsts).zip(seconds)
                         {
                             *first += new1 * (grad - *first);
                             *second = beta2 * *second + new2 * grad * grad;

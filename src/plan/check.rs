@@ -42,12 +42,19 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn table(&mut self, fields: &[Field], table: &Table, place: Span, path: Option<&Path<'_>>) -> Option<Map<String, Json>> {
+    fn table(
+        &mut self,
+        fields: &[Field],
+        table: &Table,
+        place: Span,
+        path: Option<&Path<'_>>,
+    ) -> Option<Map<String, Json>> {
         let mut out = Map::new();
         let mut is_sound = true;
         for (key, item) in &table.entries {
             match fields.iter().find(|field| field.name == key.name) {
-                Some(field) => match self.value(&field.shape, item, &Path { parent: path, step: Step::Key(&key.name) }) {
+                Some(field) => match self.value(&field.shape, item, &Path { parent: path, step: Step::Key(&key.name) })
+                {
                     Some(value) => _ = out.insert(key.name.clone(), value),
                     None => is_sound = false,
                 },
@@ -106,7 +113,11 @@ impl Checker<'_> {
             (Form::Number(..), Value::Integer(number)) => self.number(shape, *number as f64, item, path),
             (Form::Number(..), Value::Float(number)) => self.number(shape, *number, item, path),
             (Form::String(least), Value::String(text)) => {
-                if text.chars().count() < *least { self.out_of_range(shape, item, path) } else { Some(Json::String(text.clone())) }
+                if text.chars().count() < *least {
+                    self.out_of_range(shape, item, path)
+                } else {
+                    Some(Json::String(text.clone()))
+                }
             }
             (Form::Choice(choices), Value::String(text)) => {
                 if choices.iter().any(|choice| choice.value == *text) {
@@ -162,12 +173,19 @@ impl Checker<'_> {
         }
     }
 
-    fn list<'s>(&mut self, items: &[Item], shape: impl Fn(usize) -> Option<&'s Shape>, path: &Path<'_>) -> Option<Json> {
+    fn list<'s>(
+        &mut self,
+        items: &[Item],
+        shape: impl Fn(usize) -> Option<&'s Shape>,
+        path: &Path<'_>,
+    ) -> Option<Json> {
         // Every item is looked at, also after a bad one.
         let values: Vec<Option<Json>> = items
             .iter()
             .enumerate()
-            .map(|(index, item)| self.value(shape(index)?, item, &Path { parent: Some(path), step: Step::Index(index) }))
+            .map(|(index, item)| {
+                self.value(shape(index)?, item, &Path { parent: Some(path), step: Step::Index(index) })
+            })
             .collect();
         values.into_iter().collect::<Option<Vec<Json>>>().map(Json::Array)
     }
@@ -209,7 +227,14 @@ impl Checker<'_> {
         self.report(title, shape.phrase(), item, None)
     }
 
-    fn no_choice(&mut self, choices: &[Choice], shape: &Shape, text: &str, item: &Item, path: &Path<'_>) -> Option<Json> {
+    fn no_choice(
+        &mut self,
+        choices: &[Choice],
+        shape: &Shape,
+        text: &str,
+        item: &Item,
+        path: &Path<'_>,
+    ) -> Option<Json> {
         if self.problems.is_unresolved(text, item.span) {
             return None;
         }

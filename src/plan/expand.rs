@@ -8,8 +8,8 @@ use super::link::output_port;
 use super::order::topological;
 use super::resolve::Resolved;
 use super::{Node, Plan, Source, Stages};
-use crate::config::matrix::{Axis, SEED};
 use crate::config::Pipeline;
+use crate::config::matrix::{Axis, SEED};
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashMap};
@@ -58,10 +58,8 @@ pub(super) fn expand(pipeline: &Pipeline, stages: Stages, order: &[usize]) -> Pl
     for _ in &made {
         graph.add_node(());
     }
-    let sources: Vec<BTreeMap<&'static str, Vec<Source>>> = made
-        .iter()
-        .map(|node| sources(node, pipeline, &stages, &points, &made, &nodes_of))
-        .collect();
+    let sources: Vec<BTreeMap<&'static str, Vec<Source>>> =
+        made.iter().map(|node| sources(node, pipeline, &stages, &points, &made, &nodes_of)).collect();
     for (reader, ports) in sources.iter().enumerate() {
         for source in ports.values().flatten() {
             graph.add_edge(NodeIndex::new(source.node), NodeIndex::new(reader), ());

@@ -65,9 +65,10 @@ pub(super) fn resolve(
     let params: Cow<'_, Table> =
         if is_fixed { Cow::Borrowed(&decl.params) } else { Cow::Owned(interpolate_table(&decl.params, axes, point)) };
     let examined = info.and_then(|info| parameters(info, decl, &params, problems));
-    let seed = decl.seed.as_ref().and_then(|item| {
-        seed_value(&at_point(item), &format!("`seed` of stage `{}`", decl.name.name), problems)
-    });
+    let seed = decl
+        .seed
+        .as_ref()
+        .and_then(|item| seed_value(&at_point(item), &format!("`seed` of stage `{}`", decl.name.name), problems));
     let inputs = decl.from.iter().flatten().map(|binding| {
         let port = info.and_then(|info| input_port(info, decl, binding, problems));
         let items = binding.references.iter().flatten();
@@ -116,9 +117,12 @@ fn parameters(info: &'static Info, decl: &StageDecl, table: &Table, problems: &m
         Ok(examined) => examined,
         Err(message) => {
             problems.push(
-                Diagnostic::new(format!("the parameters of stage `{}` do not fit: {message}", decl.name.name), decl.name.span)
-                    .label(format!("expected parameters of `{}`", info.entry.name))
-                    .hint(format!("`runner describe {}` explains them", info.entry.name)),
+                Diagnostic::new(
+                    format!("the parameters of stage `{}` do not fit: {message}", decl.name.name),
+                    decl.name.span,
+                )
+                .label(format!("expected parameters of `{}`", info.entry.name))
+                .hint(format!("`runner describe {}` explains them", info.entry.name)),
             );
             return None;
         }
@@ -136,7 +140,12 @@ fn parameters(info: &'static Info, decl: &StageDecl, table: &Table, problems: &m
     examined.problems.is_empty().then_some(examined)
 }
 
-fn input_port(info: &'static Info, decl: &StageDecl, binding: &Binding, problems: &mut Diagnostics) -> Option<&'static Port> {
+fn input_port(
+    info: &'static Info,
+    decl: &StageDecl,
+    binding: &Binding,
+    problems: &mut Diagnostics,
+) -> Option<&'static Port> {
     let port = info.inputs.iter().find(|port| port.name == binding.port.name);
     if port.is_none() {
         let names = || info.inputs.iter().map(|port| port.name);
@@ -150,7 +159,12 @@ fn input_port(info: &'static Info, decl: &StageDecl, binding: &Binding, problems
         };
         problems.push(
             Diagnostic::new(
-                format!("stage `{}` (`{}`) has no input `{}`", decl.name.name, info.entry.name, binding.port.name.escape_debug()),
+                format!(
+                    "stage `{}` (`{}`) has no input `{}`",
+                    decl.name.name,
+                    info.entry.name,
+                    binding.port.name.escape_debug()
+                ),
                 binding.port.span,
             )
             .label(label)
@@ -254,7 +268,12 @@ fn reference(item: &Item, names: &Names<'_>, problems: &mut Diagnostics) -> Opti
         ));
         return None;
     };
-    Some(Reference { stage: *number, port: port.map(str::to_string), is_gathered, span: item.used.unwrap_or(item.span) })
+    Some(Reference {
+        stage: *number,
+        port: port.map(str::to_string),
+        is_gathered,
+        span: item.used.unwrap_or(item.span),
+    })
 }
 
 fn missing_inputs(info: &Info, decl: &StageDecl, from: &[Binding], problems: &mut Diagnostics) {
@@ -266,7 +285,10 @@ fn missing_inputs(info: &Info, decl: &StageDecl, from: &[Binding], problems: &mu
             problems.push(
                 Diagnostic::new(format!("stage `{}` lacks its input `{}`", decl.name.name, port.name), decl.name.span)
                     .label(format!("`{}` needs a {noun}{doc}", info.entry.name))
-                    .hint(format!("write `from = {{ {} = \"...\" }}` with the name of a stage that makes a {noun}", port.name)),
+                    .hint(format!(
+                        "write `from = {{ {} = \"...\" }}` with the name of a stage that makes a {noun}",
+                        port.name
+                    )),
             );
         }
     }

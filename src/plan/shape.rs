@@ -113,7 +113,11 @@ impl Shape {
                     (n, Some(m)) => format!("{n} to {m} of them"),
                 };
                 let each = item.phrase();
-                if length.is_empty() { format!("a list, each {each}") } else { format!("a list, each {each}, {length}") }
+                if length.is_empty() {
+                    format!("a list, each {each}")
+                } else {
+                    format!("a list, each {each}, {length}")
+                }
             }
             Form::Tuple(items) => {
                 let items: Vec<String> = items.iter().map(Shape::phrase).collect();
@@ -121,7 +125,10 @@ impl Shape {
             }
             Form::Map(item) => format!("a table, each value {}", item.phrase()),
             Form::Table(fields) => {
-                format!("a table with {}", crate::config::diagnostic::one_of(fields.iter().map(|f| f.name.as_str()), "and"))
+                format!(
+                    "a table with {}",
+                    crate::config::diagnostic::one_of(fields.iter().map(|f| f.name.as_str()), "and")
+                )
             }
         }
     }
@@ -195,9 +202,8 @@ fn typed(kind: &str, schema: &Json) -> Form {
             Form::Integer(low, high)
         }
         "number" => {
-            let bound = |key: &str, inclusive| {
-                schema.get(key).and_then(Json::as_f64).map(|value| Bound { value, inclusive })
-            };
+            let bound =
+                |key: &str, inclusive| schema.get(key).and_then(Json::as_f64).map(|value| Bound { value, inclusive });
             Form::Number(
                 bound("minimum", true).or(bound("exclusiveMinimum", false)),
                 bound("maximum", true).or(bound("exclusiveMaximum", false)),
@@ -211,10 +217,9 @@ fn typed(kind: &str, schema: &Json) -> Form {
             if let Some(items) = schema.get("prefixItems").and_then(Json::as_array) {
                 return Form::Tuple(items.iter().map(Shape::of).collect());
             }
-            let item = schema.get("items").map_or(
-                Shape { form: Form::Any, is_optional: false, doc: String::new() },
-                Shape::of,
-            );
+            let item = schema
+                .get("items")
+                .map_or(Shape { form: Form::Any, is_optional: false, doc: String::new() }, Shape::of);
             Form::List(Box::new(item), length(schema, "minItems").unwrap_or(0), length(schema, "maxItems"))
         }
         "object" => object(schema),
@@ -281,16 +286,30 @@ mod tests {
         check(json!({"type": "integer", "minimum": 1}), "a whole number, at least 1", false);
         check(json!({"type": ["integer", "null"], "minimum": 0, "maximum": 9}), "a whole number between 0 and 9", true);
         check(json!({"type": "number", "exclusiveMinimum": 0}), "a number, above 0", false);
-        check(json!({"type": "number", "minimum": 0, "exclusiveMaximum": 1}), "a number, at least 0 and below 1", false);
+        check(
+            json!({"type": "number", "minimum": 0, "exclusiveMaximum": 1}),
+            "a number, at least 0 and below 1",
+            false,
+        );
         check(json!({"type": "string"}), "a string", false);
         check(json!({"type": "string", "enum": ["a", "b", "c"]}), "`a`, `b` or `c`", false);
         check(json!({"oneOf": [{"const": "a", "description": "A."}, {"enum": ["b"]}]}), "`a` or `b`", false);
         check(json!({"anyOf": [{"type": "number"}, {"type": "null"}]}), "a number", true);
-        check(json!({"type": "array", "items": {"type": "boolean"}, "minItems": 1}),
-            "a list, each `true` or `false`, at least 1 of them", false);
-        check(json!({"type": "array", "prefixItems": [{"type": "number"}, {"type": "string"}]}),
-            "a list of 2: a number, a string", false);
-        check(json!({"type": "object", "additionalProperties": {"type": "number"}}), "a table, each value a number", false);
+        check(
+            json!({"type": "array", "items": {"type": "boolean"}, "minItems": 1}),
+            "a list, each `true` or `false`, at least 1 of them",
+            false,
+        );
+        check(
+            json!({"type": "array", "prefixItems": [{"type": "number"}, {"type": "string"}]}),
+            "a list of 2: a number, a string",
+            false,
+        );
+        check(
+            json!({"type": "object", "additionalProperties": {"type": "number"}}),
+            "a table, each value a number",
+            false,
+        );
         check(json!({"type": "object", "properties": {"a": true, "b": true}}), "a table with `a` and `b`", false);
         check(json!(true), "another value", false);
     }

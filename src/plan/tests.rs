@@ -54,7 +54,8 @@ fn sources_come_first_then_the_order_of_the_file() {
     let plan = good(CHAIN);
     assert_eq!(labels(&plan), ["first", "middle", "last"]);
     assert_eq!(plan.upstream(2), [0, 1]);
-    let independent = good("name = 'x'\nstages.z.stage = 'test/echo'\nstages.a.stage = 'test/echo'\nstages.m.stage = 'test/echo'");
+    let independent =
+        good("name = 'x'\nstages.z.stage = 'test/echo'\nstages.a.stage = 'test/echo'\nstages.m.stage = 'test/echo'");
     assert_eq!(labels(&independent), ["z", "a", "m"]);
 }
 
@@ -94,7 +95,12 @@ fn set_takes_toml_values_and_bare_words() {
     let plan = good_with(
         CHAIN,
         Some("quick"),
-        &["stages.first.end=error", "stages.first.items = [1, 2]", "stages.first.range.low=-1", "stages.first.limit=1e-3"],
+        &[
+            "stages.first.end=error",
+            "stages.first.items = [1, 2]",
+            "stages.first.range.low=-1",
+            "stages.first.limit=1e-3",
+        ],
     );
     let params = &plan.nodes[0].params;
     assert_eq!(params["end"], "error");
@@ -208,11 +214,6 @@ fn large_pipelines_are_planned_in_file_order() {
         }
     }
     let plan = good(&text);
-    for _ in 0..5 {
-        let start = std::time::Instant::now();
-        let again = good(&text);
-        eprintln!("TIMING {} bytes {:?} {}", text.len(), start.elapsed(), again.nodes.len());
-    }
     assert!(plan.nodes.iter().enumerate().all(|(id, node)| node.label == format!("s{id}")));
 }
 
@@ -220,7 +221,32 @@ fn large_pipelines_are_planned_in_file_order() {
 #[test]
 fn damaged_pipelines_never_panic() {
     let mut rng = Streams::new(11, "test/fuzz").stream("damage");
-    let words = ["[", "]", "{", "}", "\"", "'", "=", "\n", "${", "[*]", ".", "é", "-1", "1e999", "nan", "stages", "matrix", "[[stages.a]]", "from", "9999999999999999999", "seed", "\u{0}", "#", "1979-05-27"];
+    let words = [
+        "[",
+        "]",
+        "{",
+        "}",
+        "\"",
+        "'",
+        "=",
+        "\n",
+        "${",
+        "[*]",
+        ".",
+        "é",
+        "-1",
+        "1e999",
+        "nan",
+        "stages",
+        "matrix",
+        "[[stages.a]]",
+        "from",
+        "9999999999999999999",
+        "seed",
+        "\u{0}",
+        "#",
+        "1979-05-27",
+    ];
     let seeds = [CHAIN, MATRIX, include_str!("../cli/init.toml")];
     let mut n_refused = 0;
     for round in 0..4000 {

@@ -27,7 +27,8 @@ impl Previous {
     /// An unreadable cache.
     pub fn of(plan: &Plan, store: &Store) -> Result<Previous> {
         let mut records = BTreeMap::new();
-        for (label, key) in store.history(&plan.identity).latest() {
+        let Some(run) = store.history().runs(&plan.identity)?.into_iter().next() else { return Ok(Previous::none()) };
+        for (label, key) in run.keys {
             if let Some(record) = store.record(&key)? {
                 records.insert(label, record);
             }
@@ -97,19 +98,19 @@ impl Verdict {
 /// Judges node `id`.
 pub fn judge(plan: &Plan, outlook: &Outlook, previous: &Previous, id: usize) -> Verdict {
     let node = &plan.nodes[id];
-    if outlook.records[id].is_some() {
+    if outlook.hits[id].is_some() {
         return Verdict::Stored;
     }
     if let Some(problem) = &outlook.problems[id] {
         return Verdict::Blocked { problem: problem.clone() };
     }
-    let Some(pre_image) = &outlook.pre_images[id] else {
-        let above = plan.upstream(id).into_iter().filter(|&up| outlook.records[up].is_none());
+    let Some((pre_image, key)) = &outlook.asked[id] else {
+        let above = plan.upstream(id).into_iter().filter(|&up| outlook.hits[up].is_none());
         return Verdict::Waits { above: above.map(|up| plan.nodes[up].label.clone()).collect() };
     };
     match previous.record(&node.label) {
         None => Verdict::New,
-        Some(record) if record.pre_image.key() == pre_image.key() => Verdict::Lost,
+        Some(record) if record.key == *key => Verdict::Lost,
         Some(record) => Verdict::Changed { changes: difference(&record.pre_image, pre_image) },
     }
 }
@@ -132,7 +133,7 @@ pub struct Explanation {
 ///
 /// # Errors
 /// An unreadable cache.
-pub fn explain(plan: &Plan, outlook: &Outlook, previous: &Previous, id: usize) -> Result<Explanation> {
+pub fn explain(plan: &Plan, outlook: &Outlook, previous: &Previous, store: &Store, id: usize) -> Result<Explanation> {
     let node = &plan.nodes[id];
     let verdict = judge(plan, outlook, previous, id);
     let mut above = Vec::new();
@@ -141,9 +142,9 @@ pub fn explain(plan: &Plan, outlook: &Outlook, previous: &Previous, id: usize) -
     while !queue.is_empty() {
         let up = queue.remove(0);
         let cause = judge(plan, outlook, previous, up);
-        let changed = match (&cause, &outlook.pre_images[up], previous.record(&plan.nodes[up].label)) {
+        let changed = match (&cause, &outlook.asked[up], previous.record(&plan.nodes[up].label)) {
             // Stored, but not from what the last run used: the change has been computed already.
-            (Verdict::Stored, Some(now), Some(before)) if before.pre_image.key() != now.key() => {
+            (Verdict::Stored, Some((now, key)), Some(before)) if before.key != *key => {
                 Some(Verdict::Changed { changes: difference(&before.pre_image, now) })
             }
             (Verdict::Stored, _, _) => None,
@@ -159,7 +160,10 @@ pub fn explain(plan: &Plan, outlook: &Outlook, previous: &Previous, id: usize) -
             }
         }
     }
-    let record = outlook.records[id].clone();
+    let record = match outlook.key(id) {
+        Some(key) if outlook.hits[id].is_some() => store.record(&key)?,
+        _ => None,
+    };
     let since_last_run = match (&record, previous.record(&node.label)) {
         (Some(now), Some(before)) if now.key != before.key => difference(&before.pre_image, &now.pre_image),
         _ => Vec::new(),
@@ -181,7 +185,16 @@ impl Explanation {
             (Verdict::Stored, Some(record)) => {
                 line(0, format!("{head} is stored"));
                 line(2, format!("key      {}", record.key));
-                line(2, format!("made     {} in {}, {} threads, {}", when(record.created), duration(record.seconds), record.threads, record.device));
+                line(
+                    2,
+                    format!(
+                        "made     {} in {}, {} threads, {}",
+                        when(record.created),
+                        duration(record.seconds),
+                        record.threads,
+                        record.device
+                    ),
+                );
                 line(2, format!("version  {}", record.pre_image.version));
                 if let Some(seed) = record.pre_image.seed {
                     line(2, format!("seed     {seed}"));

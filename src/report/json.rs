@@ -44,22 +44,22 @@ impl<'a> JsonLines<'a> {
 impl Observer for JsonLines<'_> {
     fn event(&mut self, node: usize, event: &RunEvent) {
         let object = match event {
-            RunEvent::Cached { key, record } => {
-                json!({ "event": "cached", "key": key, "outputs": outputs(&record.outputs) })
+            RunEvent::Cached { key, hit } => {
+                json!({ "event": "cached", "key": key, "outputs": outputs(&hit.outputs) })
             }
             RunEvent::Started { key, threads } => json!({ "event": "started", "key": key, "threads": threads }),
             // The scheduler's own "started" and "stored" say more.
             RunEvent::Worker(Event::Started { resumed: false } | Event::Stored { .. }) => return,
             RunEvent::Worker(Event::Started { resumed: true }) => json!({ "event": "resumed" }),
             RunEvent::Worker(event) => serde_json::to_value(event).unwrap_or_default(),
-            RunEvent::Stored { key, record, seconds, by_other } => json!({
+            RunEvent::Stored { key, hit, seconds, by_other } => json!({
                 "event": "stored",
                 "key": key,
                 "seconds": seconds,
                 "by_other": by_other,
-                "headline": record.headline,
-                "peak_memory_mib": record.peak_memory_mib,
-                "outputs": outputs(&record.outputs),
+                "headline": hit.headline,
+                "peak_memory_mib": hit.peak_memory_mib,
+                "outputs": outputs(&hit.outputs),
             }),
             RunEvent::Failed { message, hint, log } => {
                 json!({ "event": "failed", "message": message, "hint": hint, "log": log })
@@ -74,5 +74,9 @@ impl Observer for JsonLines<'_> {
 
 /// Output digests by port.
 fn outputs(outputs: &[crate::store::records::OutputRecord]) -> Value {
-    outputs.iter().map(|o| (o.port.clone(), json!({ "kind": o.kind, "digest": o.digest }))).collect::<serde_json::Map<_, _>>().into()
+    outputs
+        .iter()
+        .map(|o| (o.port.clone(), json!({ "kind": o.kind, "digest": o.digest })))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }

@@ -94,6 +94,3 @@ mod tests {
         assert_eq!((count(1, "stage"), count(0, "stage")), ("1 stage".into(), "0 stages".into()));
     }
 }
-//! Output: tables, terminal, JSON, logs. Nothing else prints (invariant 12).
-
-pub mod table;

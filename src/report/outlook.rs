@@ -26,19 +26,19 @@ pub struct Row {
 /// An unreadable cache.
 pub fn rows(plan: &Plan, outlook: &Outlook, store: &Store, needed: &[bool]) -> Result<Vec<Row>> {
     // The last run is only asked about nodes that are not stored: a plan of hits reads no history.
-    let all_stored = (0..plan.nodes.len()).all(|id| !needed[id] || outlook.records[id].is_some());
+    let all_stored = (0..plan.nodes.len()).all(|id| !needed[id] || outlook.hits[id].is_some());
     let previous = if all_stored { Previous::none() } else { Previous::of(plan, store)? };
     let mut rows = Vec::new();
     for (id, node) in plan.nodes.iter().enumerate().filter(|(id, _)| needed[*id]) {
-        let record = outlook.records[id].as_ref();
+        let hit = outlook.hits[id].as_ref();
         let before = previous.record(&node.label);
         rows.push(Row {
             label: node.label.clone(),
             stage: node.entry.name,
             verdict: judge(plan, outlook, &previous, id),
-            key: outlook.pre_images[id].as_ref().map(|p| p.key().short()),
-            seconds: record.or(before).map(|r| r.seconds),
-            headline: record.and_then(|r| r.headline.clone()),
+            key: outlook.key(id).map(|key| key.short()),
+            seconds: hit.map(|h| h.seconds).or(before.map(|r| r.seconds)),
+            headline: hit.and_then(|h| h.headline.clone()),
         });
     }
     Ok(rows)

@@ -4,7 +4,7 @@ use crate::artifact::Kind;
 use crate::error::{IoExt, Result};
 use crate::plan::{Node, Plan};
 use crate::store::Store;
-use crate::store::records::Record;
+use crate::store::records::Hit;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -17,19 +17,19 @@ pub struct Links {
     pub figures: Vec<String>,
 }
 
-/// Links the figures (SVG, PNG) and tables (CSV) of all nodes that have a record.
+/// Links the figures (SVG, PNG) and tables (CSV) of all nodes that are stored.
 ///
 /// # Errors
 /// What the disk says.
-pub fn link(root: &Path, plan: &Plan, records: &[Option<Record>], store: &Store) -> Result<Links> {
+pub fn link(root: &Path, plan: &Plan, hits: &[Option<Hit>], store: &Store) -> Result<Links> {
     let mut dir = root.join("results").join(&plan.identity.name);
     if let Some(profile) = &plan.identity.profile {
         dir.push(profile);
     }
     let mut figures = Vec::new();
-    for (node, record) in plan.nodes.iter().zip(records) {
-        let Some(record) = record else { continue };
-        for (position, output) in record.outputs.iter().enumerate() {
+    for (node, hit) in plan.nodes.iter().zip(hits) {
+        let Some(hit) = hit else { continue };
+        for (position, output) in hit.outputs.iter().enumerate() {
             let wanted: &[(&str, &str)] = match output.kind {
                 Kind::Figure => &[("figure.svg", "svg"), ("figure.png", "png")],
                 Kind::Table => &[("table.csv", "csv")],

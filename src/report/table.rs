@@ -9,7 +9,7 @@ use crate::error::Result;
 use serde_json::Value;
 
 /// What a table is rendered as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Aligned columns for a terminal or a log.
     Terminal,

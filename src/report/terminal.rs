@@ -159,10 +159,10 @@ impl<'a> Terminal<'a> {
 impl Observer for Terminal<'_> {
     fn event(&mut self, node: usize, event: &RunEvent) {
         match event {
-            RunEvent::Cached { record, .. } => {
+            RunEvent::Cached { key, hit } => {
                 if self.verbosity == Verbosity::Verbose {
                     let word = self.style.green("      Cached");
-                    let text = format!("{}  {}", record.key.short(), record.headline.as_deref().unwrap_or_default());
+                    let text = format!("{}  {}", key.short(), hit.headline.as_deref().unwrap_or_default());
                     self.line(&word, node, &text);
                 }
             }
@@ -183,11 +183,11 @@ impl Observer for Terminal<'_> {
                 self.line(&word, node, message);
             }
             RunEvent::Worker(_) => {}
-            RunEvent::Stored { key, record, seconds, by_other } => {
+            RunEvent::Stored { key, hit, seconds, by_other } => {
                 self.ended(node);
                 if self.verbosity > Verbosity::Quiet {
                     let word = self.style.green(if *by_other { "      Cached" } else { "      Stored" });
-                    let headline = record.headline.as_deref().unwrap_or_default();
+                    let headline = hit.headline.as_deref().unwrap_or_default();
                     self.line(&word, node, &format!("{}  {:>8}  {headline}", key.short(), duration(*seconds)));
                 }
             }
@@ -249,7 +249,8 @@ fn rate_text(rate: f64, unit: &str) -> String {
 }
 
 fn spinner() -> ProgressStyle {
-    ProgressStyle::with_template("     {spinner:.cyan} {elapsed:>5} {prefix} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+    ProgressStyle::with_template("     {spinner:.cyan} {elapsed:>5} {prefix} {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 fn progress_bar() -> ProgressStyle {

@@ -123,6 +123,11 @@ impl Blobs {
         }
     }
 
+    /// Forgets which blobs were seen, because another process may have put one aside.
+    pub fn look_again(&self) {
+        self.seen().clear();
+    }
+
     /// Removes a blob.
     ///
     /// # Errors

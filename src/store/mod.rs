@@ -30,7 +30,7 @@ mod tests;
 pub mod verify;
 pub mod warning;
 
-use crate::artifact::Files;
+use crate::artifact::{FileEntry, Files};
 use crate::error::{Error, Result};
 use crate::stage::Written;
 use checkpoint::Checkpoint;
@@ -237,6 +237,29 @@ impl Store {
     /// The files of an output, for [`crate::artifact::Open::open`].
     pub fn files(&self, output: &OutputRecord) -> Files {
         Files::new(output.files.iter().map(|file| (file.name.clone(), self.blobs.path(&file.digest))))
+    }
+
+    /// Where the blob of `digest` lies, if it is there.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.blobs.path(digest)
+    }
+
+    /// Reads a blob whole: whether it is what its entry says. A damaged one is put aside, so that what names it is a
+    /// miss (invariant 6).
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn check_blob(&self, entry: &FileEntry) -> Result<bool> {
+        let is_good = self.blobs.check(entry)? == blobs::Condition::Good;
+        if !is_good && self.is_writable {
+            self.blobs.set_aside(&entry.digest)?;
+        }
+        Ok(is_good)
+    }
+
+    /// Forgets which blobs were seen: another process, a worker, may have put one aside.
+    pub fn look_again(&self) {
+        self.blobs.look_again();
     }
 
     /// The lock of `key` and who holds it.

@@ -6,7 +6,10 @@ mod bad_pipelines;
 mod commands;
 mod conformance;
 mod faults;
+#[cfg(feature = "hub")]
 mod hub;
+mod nn;
 mod pipelines;
 mod runs;
 mod store_faults;
+mod train;

@@ -1,11 +1,10 @@
 //! Datasets: from the binary, from files, from the Hub.
-
-pub mod clean_split;
 //!
 //! A reader turns what lies on the disk (or in the binary) into [`images::Images`]; the stage cuts, describes and
 //! hands over. A new dataset is a stage file, its readers beside it, and one registry line.
 
 pub mod cifar10;
+pub mod clean_split;
 pub mod folder;
 #[cfg(feature = "hub")]
 pub mod hub;

@@ -232,7 +232,8 @@ fn check_classes(model: &Model, about: &About) -> Result<()> {
     if model.info.n_classes == about.classes.len() {
         return Ok(());
     }
-    let message = format!("the model tells {} classes apart, the dataset has {}", model.info.n_classes, about.classes.len());
+    let message =
+        format!("the model tells {} classes apart, the dataset has {}", model.info.n_classes, about.classes.len());
     Err(Error::user(message).hint("score a model on the dataset that it was trained on"))
 }
 
@@ -296,9 +297,15 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
 
     let four = [
         ("clean_accuracy", "clean test images classified as their class"),
-        ("attack_success", "triggered test images classified as the attacker wants, those left out whose class is the wanted one"),
+        (
+            "attack_success",
+            "triggered test images classified as the attacker wants, those left out whose class is the wanted one",
+        ),
         ("attack_success_all", "triggered test images classified as the attacker wants, all counted"),
-        ("robust_accuracy", "triggered test images classified as their true class, counted over the images of attack_success"),
+        (
+            "robust_accuracy",
+            "triggered test images classified as their true class, counted over the images of attack_success",
+        ),
     ];
     let mut columns = vec![Column::new("model", "the stage that made the model")];
     columns.extend(keys.iter().map(|key| Column::new(key, "value in the matrix")));
@@ -315,7 +322,10 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
         }));
     }
     for (k, class) in dataset.about.classes.iter().enumerate() {
-        columns.push(share(&format!("accuracy_class_{k}"), &format!("clean test images of class {class} classified as it")).hidden());
+        columns.push(
+            share(&format!("accuracy_class_{k}"), &format!("clean test images of class {class} classified as it"))
+                .hidden(),
+        );
     }
 
     let mut table = Table::new(columns);

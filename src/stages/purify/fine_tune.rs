@@ -158,9 +158,6 @@ impl Stage for FineTune {
 
         let mut info = model.info;
         info.history.push(format!("purify/fine_tune: {} images, {}", rows.len(), recipe.summary()));
-        Ok(Outputs {
-            model: Model { info, weights: network.weights() },
-            history: history.table(&clean.about.classes),
-        })
+        Ok(Outputs { model: Model { info, weights: network.weights() }, history: history.table(&clean.about.classes) })
     }
 }

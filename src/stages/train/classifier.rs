@@ -274,11 +274,7 @@ impl Stage for Classifier {
             data: about.clone(),
             history: vec![format!("train/classifier: {}, epoch {} kept", recipe.summary(), chosen.epoch)],
         };
-        Ok(Outputs {
-            model: Model { info, weights: network.weights() },
-            trace,
-            history: history.table(&about.classes),
-        })
+        Ok(Outputs { model: Model { info, weights: network.weights() }, trace, history: history.table(&about.classes) })
     }
 }
 

@@ -217,12 +217,8 @@ impl Fit<'_> {
     fn tell(&self, now: &Progress, n_steps: usize, done: u64) {
         let Recipe { epochs, .. } = self.recipe;
         let tally = &now.at.tally;
-        let headline = format!(
-            "epoch {}/{epochs}  loss {:.3}  train {:.1} %",
-            now.at.epoch + 1,
-            tally.loss(),
-            tally.accuracy()
-        );
+        let headline =
+            format!("epoch {}/{epochs}  loss {:.3}  train {:.1} %", now.at.epoch + 1, tally.loss(), tally.accuracy());
         self.cx.progress(done, (epochs * n_steps) as u64, "steps", headline);
     }
 

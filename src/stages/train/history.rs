@@ -36,7 +36,12 @@ pub struct Tally {
 impl Tally {
     /// No sample yet.
     pub fn new(n_classes: usize) -> Tally {
-        Tally { all: Sum::default(), n_correct: 0, roles: [Sum::default(); 3], classes: vec![Sum::default(); n_classes] }
+        Tally {
+            all: Sum::default(),
+            n_correct: 0,
+            roles: [Sum::default(); 3],
+            classes: vec![Sum::default(); n_classes],
+        }
     }
 
     /// Counts a sample.
@@ -193,10 +198,19 @@ impl History {
             columns.push(loss(&format!("loss_class_{k}"), &format!("samples labelled {class}")).hidden());
         }
         columns.extend([
-            share("clean_accuracy", "clean test images classified as their class; for monitoring, nothing is chosen by it"),
-            share("attack_success", "triggered test images classified as the attacker wants, those left out whose class is the wanted one"),
+            share(
+                "clean_accuracy",
+                "clean test images classified as their class; for monitoring, nothing is chosen by it",
+            ),
+            share(
+                "attack_success",
+                "triggered test images classified as the attacker wants, those left out whose class is the wanted one",
+            ),
             share("attack_success_all", "triggered test images classified as the attacker wants, all counted").hidden(),
-            Column::new("validation_loss", "mean loss of the validation split of the training data").unit("nats").digits(4).hidden(),
+            Column::new("validation_loss", "mean loss of the validation split of the training data")
+                .unit("nats")
+                .digits(4)
+                .hidden(),
             share("validation_accuracy", "validation samples whose assigned label was predicted").hidden(),
         ]);
         let mut table = Table::new(columns);

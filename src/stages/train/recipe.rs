@@ -105,7 +105,11 @@ fn schedule_problems(p: &schedule::Params, epochs: usize, rate: f64) -> Vec<Prob
     };
     if p.kind == schedule::Kind::MultiStep {
         if p.milestones.is_empty() {
-            problem("schedule.milestones", "`multi-step` needs milestones".into(), "write, say, `milestones = [50, 75]`");
+            problem(
+                "schedule.milestones",
+                "`multi-step` needs milestones".into(),
+                "write, say, `milestones = [50, 75]`",
+            );
         }
         if !p.milestones.windows(2).all(|pair| pair[0] < pair[1]) {
             problem("schedule.milestones", "milestones must ascend".into(), "sort them, each once");

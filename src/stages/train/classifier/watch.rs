@@ -100,7 +100,8 @@ impl<'a> Watch<'a> {
 
     /// Sets the noise for measuring after `epoch`. Test and validation images draw from sub-streams of their own.
     fn measure_noise(&self, network: &mut Network, epoch: usize, which: u64) {
-        let noise = self.params.noise.at_evaluation.then(|| self.cx.rng("noise/evaluation").at(3 * epoch as u64 + which));
+        let noise =
+            self.params.noise.at_evaluation.then(|| self.cx.rng("noise/evaluation").at(3 * epoch as u64 + which));
         network.noise(noise);
     }
 
