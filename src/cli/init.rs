@@ -23,7 +23,8 @@ pub fn text(name: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Options, parse};
+    use crate::config::Options;
+    use crate::plan::plan_text;
     use std::path::Path;
 
     #[test]
@@ -31,9 +32,8 @@ mod tests {
         for profile in [None, Some("quick".to_string())] {
             let text = text("first").expect("a good name");
             let options = Options { profile, ..Options::default() };
-            let draft = parse(Path::new("first.toml"), text, &options);
-            assert!(draft.problems.is_empty(), "{}", draft.problems.render(false));
-            assert_eq!(draft.pipeline.map(|pipeline| pipeline.identity.name), Some("first".into()));
+            let plan = plan_text(Path::new("first.toml"), text, &options).expect("a good pipeline");
+            assert_eq!((plan.identity.name.as_str(), plan.nodes.len()), ("first", 11));
         }
     }
 

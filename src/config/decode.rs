@@ -13,24 +13,21 @@ pub fn root(mut table: Table, pipeline: &mut Pipeline, problems: &mut Diagnostic
     pipeline.identity.name = name(table.take("name"), problems).unwrap_or_default();
     pipeline.description = description(table.take("description"), problems);
     pipeline.seed = seed(table.take("seed"), problems).unwrap_or(0);
-    let has_matrix = table.get("matrix").is_some();
     pipeline.matrix = table.take("matrix").map(|(_, item)| matrix::decode(item, problems)).unwrap_or_default();
-    // With a matrix that is wrong in itself, its keys are not known: references to them are left in peace.
-    let has_axes = !has_matrix || !pipeline.matrix.is_empty();
     let before = problems.len();
     let stages = table.take("stages");
     for (key, _) in &table.entries {
         problems.push(unknown_key(key));
     }
     match stages {
-        Some((_, item)) => pipeline.stages = self::stages(item, &pipeline.matrix, has_axes, problems),
+        Some((_, item)) => pipeline.stages = self::stages(item, &pipeline.matrix, problems),
         None => problems.push(
             Diagnostic::new("the pipeline has no stages", Span::default())
                 .label("expected `[stages.X]` tables in this file")
                 .hint("`runner init NAME` writes a pipeline to start from; `runner list` shows the stages"),
         ),
     }
-    if problems.len() == before {
+    if problems.len() == before && !problems.is_matrix_broken {
         unused_axes(pipeline, problems);
     }
 }
@@ -38,10 +35,8 @@ pub fn root(mut table: Table, pipeline: &mut Pipeline, problems: &mut Diagnostic
 /// Decodes the stages and the matrix of a profile that was not chosen.
 pub fn variant(mut table: Table, problems: &mut Diagnostics) -> (Vec<StageDecl>, Vec<Axis>) {
     seed(table.take("seed"), problems);
-    let has_matrix = table.get("matrix").is_some();
     let axes = table.take("matrix").map(|(_, item)| matrix::decode(item, problems)).unwrap_or_default();
-    let has_axes = !has_matrix || !axes.is_empty();
-    let stages = table.take("stages").map(|(_, item)| stages(item, &axes, has_axes, problems)).unwrap_or_default();
+    let stages = table.take("stages").map(|(_, item)| stages(item, &axes, problems)).unwrap_or_default();
     (stages, axes)
 }
 
@@ -127,7 +122,7 @@ fn wrong(key: &str, expected: &str, item: &Item) -> Diagnostic {
         .label(format!("expected {expected}"))
 }
 
-fn stages(item: Item, axes: &[Axis], has_axes: bool, problems: &mut Diagnostics) -> Vec<StageDecl> {
+fn stages(item: Item, axes: &[Axis], problems: &mut Diagnostics) -> Vec<StageDecl> {
     let problem = wrong("stages", "a table of stages", &item).hint("write `[stages.X]` and below it `stage = \"...\"`");
     let Value::Table(table) = item.value else {
         problems.push(problem);
@@ -136,10 +131,10 @@ fn stages(item: Item, axes: &[Axis], has_axes: bool, problems: &mut Diagnostics)
     if table.entries.is_empty() {
         problems.push(problem);
     }
-    table.entries.into_iter().filter_map(|(key, item)| stage(key, item, axes, has_axes, problems)).collect()
+    table.entries.into_iter().filter_map(|(key, item)| stage(key, item, axes, problems)).collect()
 }
 
-fn stage(name: Key, item: Item, axes: &[Axis], has_axes: bool, problems: &mut Diagnostics) -> Option<StageDecl> {
+fn stage(name: Key, item: Item, axes: &[Axis], problems: &mut Diagnostics) -> Option<StageDecl> {
     if !is_name(&name.name) {
         problems.push(
             Diagnostic::new(format!("\"{}\" cannot name a stage", name.name.escape_debug()), name.span)
@@ -153,9 +148,7 @@ fn stage(name: Key, item: Item, axes: &[Axis], has_axes: bool, problems: &mut Di
         return None;
     };
     let mut used = Vec::new();
-    if has_axes {
-        matrix::table_references(&params, axes, &mut used, problems);
-    }
+    matrix::table_references(&params, axes, &mut used, problems);
     used.sort_unstable();
     let stage = stage_type(&name, params.take("stage"), problems);
     let from = match params.take("from") {

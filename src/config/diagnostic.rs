@@ -92,12 +92,14 @@ pub struct Diagnostics {
     list: Vec<Diagnostic>,
     /// A stage is checked once per point of the matrix, and once per profile: the same problem is told once.
     seen: HashSet<(Span, String)>,
+    /// Whether the matrix itself is wrong, so that nothing more is to be said about `${...}`.
+    pub(crate) is_matrix_broken: bool,
 }
 
 impl Diagnostics {
     /// None yet.
     pub fn new(texts: Arc<Vec<Text>>) -> Diagnostics {
-        Diagnostics { texts, list: Vec::new(), seen: HashSet::new() }
+        Diagnostics { texts, list: Vec::new(), seen: HashSet::new(), is_matrix_broken: false }
     }
 
     /// Adds a problem, unless the same was told about the same place.
@@ -117,8 +119,13 @@ impl Diagnostics {
         self.list.len()
     }
 
+    /// Whether `text`, written at `span`, still has a `${...}` because of a problem already told.
+    pub fn is_unresolved(&self, text: &str, span: Span) -> bool {
+        text.contains("${") && (self.is_matrix_broken || self.has_within(span))
+    }
+
     /// Whether a problem was told about a part of `span`.
-    pub fn has_within(&self, span: Span) -> bool {
+    fn has_within(&self, span: Span) -> bool {
         self.list.iter().any(|problem| {
             let here = problem.span;
             here.text == span.text && here.start >= span.start && here.end <= span.end

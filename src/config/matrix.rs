@@ -42,8 +42,15 @@ fn text(item: &Item) -> String {
     }
 }
 
-/// Reads `[matrix]`. Axes with problems are left out.
+/// Reads `[matrix]`. Axes with problems are left out, and problems about `${...}` that follow from that are held back.
 pub fn decode(item: Item, problems: &mut Diagnostics) -> Vec<Axis> {
+    let before = problems.len();
+    let axes = axes(item, problems);
+    problems.is_matrix_broken |= problems.len() > before;
+    axes
+}
+
+fn axes(item: Item, problems: &mut Diagnostics) -> Vec<Axis> {
     let span = item.span;
     let Value::Table(table) = item.value else {
         problems.push(
@@ -208,6 +215,7 @@ fn string_references(item: &Item, text: &str, axes: &[Axis], used: &mut Vec<usiz
                         used.push(index);
                     }
                 }
+                None if problems.is_matrix_broken => {}
                 None => {
                     let span = place(problems, range);
                     let names = || axes.iter().map(|axis| axis.key.name.as_str());

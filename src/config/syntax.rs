@@ -7,54 +7,133 @@ use toml::de::DeTable;
 /// Parses the text number 0. Syntax errors go into `problems`; the table is then incomplete.
 pub fn parse(text: &str, problems: &mut Diagnostics) -> Table {
     let (table, errors) = DeTable::parse_recoverable(text);
-    for error in errors {
-        let span = Span::new(0, error.span().unwrap_or(text.len()..text.len()));
-        problems.push(match error.message() {
-            "duplicate key" => duplicate(text, span),
-            message => {
-                let (title, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-                let mut title = title.to_string();
-                // `missing newline` and the like start in lower case already; keep it so for all.
-                if let Some(first) = title.get_mut(..1) {
-                    first.make_ascii_lowercase();
-                }
-                let problem = Diagnostic::new(title, span).hint_if(hint(message, text, span));
-                if expected.is_empty() { problem } else { problem.label(format!("expected {expected}")) }
+    let errors: Vec<(Span, &str)> = errors
+        .iter()
+        .map(|error| (Span::new(0, error.span().unwrap_or(text.len()..text.len())), error.message()))
+        .collect();
+    // Keys of a table that stands twice are all doubled; the table is what needs a word.
+    let doubled: Vec<usize> = errors
+        .iter()
+        .filter(|(_, message)| *message == DUPLICATE)
+        .filter_map(|(span, _)| header(line_at(text, span.start).1).map(|_| line_at(text, span.start).0))
+        .collect();
+    let section = |span: Span| {
+        let before = text.get(..line_at(text, span.start).0).unwrap_or_default();
+        let mut start = before.len();
+        before.split_inclusive('\n').rev().find_map(|line| {
+            start -= line.len();
+            header(line).map(|_| start)
+        })
+    };
+    let mut last_line = None;
+    for (index, (span, message)) in errors.iter().enumerate() {
+        let line = line_at(text, span.start);
+        if *message == DUPLICATE {
+            let is_doubled = header(line.1).is_none() && section(*span).is_some_and(|start| doubled.contains(&start));
+            if !is_doubled {
+                problems.push(duplicate(text, *span));
             }
-        });
+            continue;
+        }
+        // One slip makes the parser stumble all along the line: the first error counts, or what was left open.
+        let same_line = |(other, _): &&(Span, &str)| line_at(text, other.start).0 == line.0;
+        let open = errors[index..].iter().take_while(same_line).find(|(_, message)| message.starts_with("unclosed"));
+        if last_line.replace(line.0) != Some(line.0) {
+            let (span, message) = open.unwrap_or(&errors[index]);
+            problems.push(slip(text, *span, message));
+        }
     }
     value::table(0, 0, table.into_inner())
 }
 
-/// A way out of the commonest slips.
-fn hint(message: &str, text: &str, span: Span) -> Option<String> {
+/// The parser's word for a key or table that stands twice.
+const DUPLICATE: &str = "duplicate key";
+
+/// The parser's word for a bare word where a value should stand, or nothing at all.
+const UNQUOTED: &str = "string values must be quoted";
+
+/// Where the line of byte `at` begins, and the line.
+fn line_at(text: &str, at: u32) -> (usize, &str) {
+    let mut at = (at as usize).min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    (start, text[start..].lines().next().unwrap_or_default())
+}
+
+/// The dotted path of a line such as `[stages.model]`.
+fn header(line: &str) -> Option<String> {
+    let inner = line.trim_start().strip_prefix('[').filter(|inner| !inner.starts_with('['))?;
+    let end = inner.find(']')?;
+    Some(inner[..end].split('.').map(str::trim).collect::<Vec<_>>().join("."))
+}
+
+/// A syntax error, with a way out of the commonest ones.
+fn slip(text: &str, span: Span, message: &str) -> Diagnostic {
     let rest = text.get(span.start as usize..).unwrap_or_default();
     let word: String = rest.chars().take_while(|c| c.is_alphanumeric() || "_-./".contains(*c)).collect();
-    let line = text.get(..span.start as usize).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
-    if line.trim_end().ends_with('=') && word.starts_with(|c: char| c.is_alphabetic()) {
-        return Some(format!("strings take quotes: `\"{word}\"`"));
+    if message.starts_with(UNQUOTED) {
+        return match word.as_str() {
+            "" => Diagnostic::new("a key without a value", span).label("expected a value"),
+            "True" | "False" => Diagnostic::new(format!("`{word}` is no value"), span)
+                .label("expected `true` or `false`")
+                .hint(format!("write `{}`", word.to_lowercase())),
+            _ => Diagnostic::new("a string without quotes", span)
+                .label("expected a value")
+                .hint(format!("strings take quotes: `\"{word}\"`")),
+        };
     }
-    message.contains("string").then(|| "a string ends with the quote that it begins with, on the same line".into())
+    let (title, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+    let mut title = title.to_string();
+    if let Some(first) = title.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
+    let mut problem = Diagnostic::new(title, span);
+    if !matches!(expected, "" | "nothing") {
+        problem = problem.label(format!("expected {}", expected.replace(", ", " or ")));
+    }
+    let opened = match message {
+        _ if message.starts_with("unclosed array") => opening(text, span, '[', ']'),
+        _ if message.starts_with("unclosed inline table") => opening(text, span, '{', '}'),
+        _ => None,
+    };
+    if let Some(at) = opened {
+        problem = problem.context(Span::new(0, at..at + 1), "opened here");
+    }
+    if message.contains("string") {
+        problem = problem.hint("a string ends with the quote that it begins with, on the same line");
+    }
+    problem
+}
+
+/// Where the bracket was opened that is still open at `span`. Brackets in strings are counted too: this is a guess.
+fn opening(text: &str, span: Span, open: char, close: char) -> Option<usize> {
+    let mut n_closed = 0;
+    for (at, c) in text.get(..span.start as usize)?.char_indices().rev() {
+        if c == close {
+            n_closed += 1;
+        } else if c == open {
+            if n_closed == 0 {
+                return Some(at);
+            }
+            n_closed -= 1;
+        }
+    }
+    None
 }
 
 /// The key at `span` stands twice. The parser does not say where the first one is; it is looked for line by line.
 fn duplicate(text: &str, span: Span) -> Diagnostic {
     let start = span.start as usize;
     let name = text.get(start..span.end as usize).unwrap_or_default();
-    let line_start = text.get(..start).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
-    let line = text[line_start..].lines().next().unwrap_or_default();
+    let (line_start, line) = line_at(text, span.start);
     let before = || {
         let mut at = 0;
         text[..line_start].split_inclusive('\n').map(move |line| {
             at += line.len();
             (at - line.len(), line)
         })
-    };
-    let header = |line: &str| {
-        let line = line.trim_start();
-        let inner = line.strip_prefix('[').filter(|inner| !inner.starts_with('['))?;
-        let end = inner.find(']')?;
-        Some(inner[..end].split('.').map(str::trim).collect::<Vec<_>>().join("."))
     };
     let title = match header(line).as_deref().map(|path| (path.split_once('.'), path)) {
         Some((Some(("stages", stage)), _)) if !stage.contains('.') => format!("stage `{stage}` is defined twice"),

@@ -163,9 +163,13 @@ impl Checker<'_> {
         let below = |bound: f64, inclusive: bool| if inclusive { number <= bound } else { number < bound };
         let is_within =
             low.is_none_or(|b| above(b.value, b.inclusive)) && high.is_none_or(|b| below(b.value, b.inclusive));
-        match Number::from_f64(number).filter(|_| is_within) {
-            Some(number) => Some(Json::Number(number)),
-            None => self.out_of_range(shape, item, path),
+        match Number::from_f64(number) {
+            Some(number) if is_within => Some(Json::Number(number)),
+            Some(_) => self.out_of_range(shape, item, path),
+            None => {
+                let title = format!("`{}` of stage `{}` is {}", spell(path), self.stage, item.brief());
+                self.report(title, "a finite number".into(), item, None)
+            }
         }
     }
 
@@ -188,7 +192,7 @@ impl Checker<'_> {
 
     fn wrong_type(&mut self, shape: &Shape, item: &Item, path: &Path<'_>) -> Option<Json> {
         // A bad `${...}` stays in its string and was told already.
-        if item.as_str().is_some_and(|text| text.contains("${")) && self.problems.has_within(item.span) {
+        if item.as_str().is_some_and(|text| self.problems.is_unresolved(text, item.span)) {
             return None;
         }
         let hint = match (&shape.form, &item.value) {
@@ -209,18 +213,18 @@ impl Checker<'_> {
             _ => None,
         };
         let title = format!("`{}` of stage `{}` is {}", spell(path), self.stage, item.sort());
-        self.report(title, shape, item, hint)
+        self.report(title, shape.phrase(), item, hint)
     }
 
     fn out_of_range(&mut self, shape: &Shape, item: &Item, path: &Path<'_>) -> Option<Json> {
         let title = format!("`{}` of stage `{}` is out of range: {}", spell(path), self.stage, item.brief());
-        self.report(title, shape, item, None)
+        self.report(title, shape.phrase(), item, None)
     }
 
     fn wrong_length(&mut self, shape: &Shape, length: usize, item: &Item, path: &Path<'_>) -> Option<Json> {
         let plural = if length == 1 { "" } else { "s" };
         let title = format!("`{}` of stage `{}` has {length} value{plural}", spell(path), self.stage);
-        self.report(title, shape, item, None)
+        self.report(title, shape.phrase(), item, None)
     }
 
     fn no_choice(
@@ -231,16 +235,16 @@ impl Checker<'_> {
         item: &Item,
         path: &Path<'_>,
     ) -> Option<Json> {
-        if text.contains("${") && self.problems.has_within(item.span) {
+        if self.problems.is_unresolved(text, item.span) {
             return None;
         }
         let hint = did_you_mean(text, choices.iter().map(|choice| choice.value.as_str()));
         let title = format!("`{}` of stage `{}` cannot be {}", spell(path), self.stage, item.brief());
-        self.report(title, shape, item, hint)
+        self.report(title, shape.phrase(), item, hint)
     }
 
-    fn report(&mut self, title: String, shape: &Shape, item: &Item, hint: Option<String>) -> Option<Json> {
-        let problem = Diagnostic::new(title, item.span).label(format!("expected {}", shape.phrase())).hint_if(hint);
+    fn report(&mut self, title: String, expected: String, item: &Item, hint: Option<String>) -> Option<Json> {
+        let problem = Diagnostic::new(title, item.span).label(format!("expected {expected}")).hint_if(hint);
         self.problems.push(match item.used {
             Some(used) => problem.context(used, "used here"),
             None => problem,

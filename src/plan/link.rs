@@ -25,7 +25,7 @@ pub(super) fn check(
                 reference.span,
             )
             .label(match info.outputs.as_slice() {
-                [only] => format!("expected `{source_name}`: its one output is a {}", only.kind),
+                [only] => format!("expected `{source_name}`: its one output is a {}", noun(only.kind)),
                 _ => format!("expected {}", one_of(names(), "or")),
             })
             .hint_if(did_you_mean(name, names())),
@@ -39,23 +39,21 @@ pub(super) fn check(
                 format!("output `{}` of stage `{source_name}` stays empty with these parameters", output.name),
                 reference.span,
             )
-            .label(format!("expected a {}", output.kind))
+            .label(format!("expected a {}", noun(output.kind)))
             .context(source.0.name.span, "this stage does not make it")
             .hint(*way),
         );
         return;
     }
     let Some(port) = port.filter(|port| port.kind != output.kind) else { return };
+    let (expected, found) = (noun(port.kind), noun(output.kind));
     let reader_type = reader.1.info.map_or("", |info| info.entry.name);
     problems.push(
         Diagnostic::new(
-            format!(
-                "input `{}` of `{reader_type}` is a {}, but `{source_name}` makes a {}",
-                port.name, port.kind, output.kind
-            ),
+            format!("input `{}` of `{reader_type}` is a {expected}, but `{source_name}` makes a {found}", port.name),
             reference.span,
         )
-        .label(format!("expected a {}, found a {}", port.kind, output.kind))
+        .label(format!("expected a {expected}, found a {found}"))
         .hint_if(conversion(port.kind, output.kind, source_name, &info.outputs)),
     );
 }
@@ -68,10 +66,19 @@ pub(super) fn output_port<'a>(outputs: &'a [Port], reference: &Reference) -> Opt
     }
 }
 
+/// What a kind is called in a sentence, after "a".
+pub(super) fn noun(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Packed => "packed dataset",
+        Kind::CleanSplit => "clean split",
+        other => other.name(),
+    }
+}
+
 /// How to get what a port expects.
 fn conversion(expected: Kind, found: Kind, source: &str, outputs: &[Port]) -> Option<String> {
     if let Some(other) = outputs.iter().find(|output| output.kind == expected) {
-        return Some(format!("`{source}` makes a {expected} too: write `{source}.{}`", other.name));
+        return Some(format!("`{source}` makes a {} too: write `{source}.{}`", noun(expected), other.name));
     }
     Some(match (expected, found) {
         (Kind::Packed, Kind::Dataset) => {

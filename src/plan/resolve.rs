@@ -3,6 +3,7 @@
 
 use super::catalogue::{self, Info};
 use super::check;
+use super::link::noun;
 use crate::config::decode::seed_value;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Span, did_you_mean, one_of};
 use crate::config::matrix::{Axis, interpolate, interpolate_table, within};
@@ -98,8 +99,7 @@ fn stage_type(item: &Item, problems: &mut Diagnostics) -> Option<&'static Info> 
         }
     };
     let info = catalogue::find(name);
-    let was_told = || name.contains("${") && problems.has_within(item.span);
-    if info.is_none() && !was_told() {
+    if info.is_none() && !problems.is_unresolved(name, item.span) {
         let problem = Diagnostic::new(format!("there is no stage `{}`", name.escape_debug()), item.span)
             .label("expected `family/name`")
             .hint(catalogue::suggest(name));
@@ -224,7 +224,7 @@ fn reference(item: &Item, names: &Names<'_>, problems: &mut Diagnostics) -> Opti
         ));
         return None;
     };
-    if text.contains("${") && problems.has_within(item.span) {
+    if problems.is_unresolved(text, item.span) {
         return None;
     }
     let (path, is_gathered) = match text.strip_suffix("[*]") {
@@ -280,14 +280,14 @@ fn missing_inputs(info: &Info, decl: &StageDecl, from: &[Binding], problems: &mu
     for port in &info.inputs {
         let is_needed = matches!(port.arity, Arity::One | Arity::Many);
         if is_needed && !from.iter().any(|binding| binding.port.name == port.name) {
-            let doc =
-                if port.doc.is_empty() { String::new() } else { format!(" ({})", port.doc.trim_end_matches('.')) };
+            let (noun, doc) = (noun(port.kind), port.doc.trim_end_matches('.'));
+            let doc = if doc.is_empty() { String::new() } else { format!(": {doc}") };
             problems.push(
                 Diagnostic::new(format!("stage `{}` lacks its input `{}`", decl.name.name, port.name), decl.name.span)
-                    .label(format!("`{}` needs a {}{doc}", info.entry.name, port.kind))
+                    .label(format!("`{}` needs a {noun}{doc}", info.entry.name))
                     .hint(format!(
-                        "write `from = {{ {} = \"...\" }}` with the name of a stage that makes a {}",
-                        port.name, port.kind
+                        "write `from = {{ {} = \"...\" }}` with the name of a stage that makes a {noun}",
+                        port.name
                     )),
             );
         }
