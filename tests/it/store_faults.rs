@@ -4,6 +4,7 @@
 //! The full disk is a small tmpfs and the read-only cache a bind mount, both in a mount namespace of the child's own
 //! (`unshare`, as root or in a user namespace). Where the system allows neither, those two tests say so and pass; the
 //! limit on the size of files, which needs no rights, cuts writes in the middle everywhere.
+#![allow(clippy::unwrap_used)]
 
 use runner::artifact::Table;
 use runner::artifact::table::{Cell, Column};
