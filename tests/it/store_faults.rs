@@ -226,7 +226,7 @@ fn a_write_cut_in_the_middle_leaves_a_usable_cache() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     let n: u64 = text.lines().find_map(|line| line.strip_prefix("full at ")?.parse().ok()).unwrap();
     let length = std::fs::metadata(dir.path().join("records.log")).unwrap().len();
-    assert!(n > 2 && length % 512 == 0, "{n} records in {length} bytes: no write was cut");
+    assert!(n > 2 && length.is_multiple_of(512), "{n} records in {length} bytes: no write was cut");
     let store = open(dir.path());
     assert!((0..n).all(|n| has(&store, n)) && !has(&store, n));
     put(&store, n, 10).unwrap();
