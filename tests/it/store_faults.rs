@@ -4,6 +4,7 @@
 //! The full disk is a small tmpfs and the read-only cache a bind mount, both in a mount namespace of the child's own
 //! (`unshare`, as root or in a user namespace). Where the system allows neither, those two tests say so and pass; the
 //! limit on the size of files, which needs no rights, cuts writes in the middle everywhere.
+#![allow(clippy::unwrap_used)]
 
 use runner::artifact::Table;
 use runner::artifact::table::{Cell, Column};
@@ -225,7 +226,7 @@ fn a_write_cut_in_the_middle_leaves_a_usable_cache() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     let n: u64 = text.lines().find_map(|line| line.strip_prefix("full at ")?.parse().ok()).unwrap();
     let length = std::fs::metadata(dir.path().join("records.log")).unwrap().len();
-    assert!(n > 2 && length % 512 == 0, "{n} records in {length} bytes: no write was cut");
+    assert!(n > 2 && length.is_multiple_of(512), "{n} records in {length} bytes: no write was cut");
     let store = open(dir.path());
     assert!((0..n).all(|n| has(&store, n)) && !has(&store, n));
     put(&store, n, 10).unwrap();
