@@ -1,7 +1,7 @@
 //! A network: a graph, its values, and the tape that executes it.
 
-use super::graph::{Graph, Node};
-use super::tape::{Draws, Tape};
+use super::graph::{Graph, Node, Shape};
+use super::tape::{Batch, Draws, Tape};
 use super::{init, models, weights};
 use crate::artifact::model::Weights;
 use crate::error::{Error, Result};
@@ -216,7 +216,7 @@ impl Network {
         let tape = self.tape.get_or_insert_with(|| Tape::new(self.isa, &self.graph, n, self.wants_input_grad));
         let draws = self.noise.as_ref().map(|stream| Draws { stream, step: self.step });
         let parameters = (&self.parameters[..], self.version);
-        tape.forward(&self.graph, images, n, mode, parameters, &mut self.statistics, draws);
+        tape.forward(&self.graph, Batch { images, n, mode, draws }, parameters, &mut self.statistics);
         Ok(tape.values(&self.graph, self.graph.nodes.len() - 1))
     }
 
@@ -340,13 +340,13 @@ impl Network {
         Ok((shape.channels, means))
     }
 
-    /// Rows, columns and channels of a layer, and its values, [n, H, W, C], after a forward pass.
+    /// Shape of a layer, and its values, [n, H, W, C], after a forward pass.
     ///
     /// # Errors
     /// An unknown layer, or no forward pass yet.
-    pub fn feature_map(&self, layer: &str) -> Result<((usize, usize, usize), &[f32])> {
+    pub fn feature_map(&self, layer: &str) -> Result<(Shape, &[f32])> {
         let (node, values) = self.values_of(layer)?;
-        Ok(((node.shape.height, node.shape.width, node.shape.channels), values))
+        Ok((node.shape, values))
     }
 
     fn values_of(&self, layer: &str) -> Result<(&Node, &[f32])> {

@@ -20,6 +20,17 @@ pub(super) struct Draws<'a> {
     pub(super) step: u64,
 }
 
+/// What one forward pass is over.
+pub(super) struct Batch<'a> {
+    /// [n, H, W, 3].
+    pub(super) images: &'a [f32],
+    /// Number of images, at most the tape's capacity.
+    pub(super) n: usize,
+    pub(super) mode: Mode,
+    /// None: noise is off.
+    pub(super) draws: Option<Draws<'a>>,
+}
+
 /// Buffers and tables for batches of up to `capacity` images.
 pub(super) struct Tape {
     isa: Isa,
@@ -141,17 +152,15 @@ impl Tape {
         self.is_reached[0].then(|| &self.gradients[slot][..self.n * graph.nodes[0].shape.len()])
     }
 
-    /// Computes all nodes. `images` is [n, H, W, 3] with n at most the capacity; `version` changes with `parameters`.
+    /// Computes all nodes; `version` changes with `parameters`.
     pub(super) fn forward(
         &mut self,
         graph: &Graph,
-        images: &[f32],
-        n: usize,
-        mode: Mode,
+        batch: Batch,
         (parameters, version): (&[f32], u64),
         statistics: &mut [f32],
-        draws: Option<Draws>,
     ) {
+        let Batch { images, n, mode, draws } = batch;
         debug_assert!(n <= self.capacity);
         self.n = n;
         self.mode = mode;
@@ -210,7 +219,8 @@ impl Tape {
                 }
                 Op::Noise { sigma, ordinal } => {
                     output.resize(self.capacity * node.shape.len(), 0.0);
-                    if let Some(Draws { stream, step }) = draws {
+                    if let Some(Draws { stream, step }) = &draws {
+                        let step = *step;
                         let key = noise::Key { step, layer: *ordinal };
                         let (x, y) = (of_batch(0), &mut output[..length]);
                         noise::add(self.isa, stream, key, *sigma as f32, node.shape.len(), x, y);

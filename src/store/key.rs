@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_key_never_changes_between_releases() {
-        assert_eq!(base().key().to_string(), "GOLDEN");
+        assert_eq!(base().key().to_string(), "2070f1d4f05b67e8cfefeba365bbb4a22574e08170d3a4f0658c72b1d4c5c311");
     }
 
     #[test]

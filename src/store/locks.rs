@@ -196,7 +196,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..300 {
+                    for _ in 0..100 {
                         let Some(_lock) = locks.try_lock(&KEY).unwrap() else { continue };
                         most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         std::thread::yield_now();

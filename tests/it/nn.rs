@@ -3,6 +3,8 @@
 //! Weights and images follow from a hash, so the golden file holds results alone: logits, layers, gradients, running
 //! statistics. Tensors are compared by norm and by their product with hashed values.
 
+#![allow(clippy::unwrap_used)]
+
 use runner::artifact::model::{NamedTensor, Weights};
 use runner::nn::{Architecture, Config, Mode, Network};
 use serde_json::Value;

@@ -40,7 +40,7 @@ fn squares(n: usize, stream: &Stream) -> Split {
 /// The same images with a white patch in the corner, labelled 0, for the rows that `is_poisoned` names.
 fn stamped(split: &Split, is_poisoned: impl Fn(usize) -> bool) -> Split {
     let mut stamped = split.clone();
-    let mut pixels = split.pixels.to_vec();
+    let mut pixels = split.images().into_owned();
     for row in (0..split.len()).filter(|&row| is_poisoned(row)) {
         for y in 0..3 {
             let start = row * split.image_bytes() + y * SIZE * 3;

@@ -256,9 +256,9 @@ mod tests {
     /// One byte or number changed in a good file, and what the reader says.
     #[test]
     fn damaged_files_are_named() {
-        let good = written(&random_split(3, (4, 4)), 256);
+        let good = written(&random_split(6, (4, 4)), 256);
         let rows_at = 24 + 5 * 1041;
-        let table_at = good.len() - 3 * 24;
+        let table_at = good.len() - 6 * 24;
         let check = |damage: &dyn Fn(&mut Vec<u8>), message: &str| {
             let mut bytes = good.clone();
             damage(&mut bytes);
@@ -293,7 +293,7 @@ mod tests {
         check(&|b| b[rows_at + 1] = 0, "an image of 4x0 pixels");
         check(&set(rows_at + 5, 1), "its data lie at byte 1, which is not in the allocation table");
         check(&set(rows_at + 48 + 32, 3), "3 is no sample role");
-        check(&set(table_at, 3), "bad record");
+        check(&set(table_at, 6), "bad record");
         check(&set(table_at + 8, 100), "bad record");
         check(&set(table_at + 16, u64::MAX), "bad record");
         let first = u64::from_le_bytes(good[rows_at + 5..rows_at + 13].try_into().unwrap());

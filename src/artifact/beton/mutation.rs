@@ -114,7 +114,7 @@ fn damaged_files_do_not_bring_the_reader_down() {
     assert!(exercise(&good));
     let stream = Streams::new(0, "test").stream("mutation");
     let mut n_opened = 0;
-    for i in 0..20_000 {
+    for i in 0..30_000 {
         let mut stream = stream.at(i);
         let mut bytes = good.clone();
         for _ in 0..=stream.below(3) {
@@ -123,5 +123,5 @@ fn damaged_files_do_not_bring_the_reader_down() {
         n_opened += usize::from(exercise(&bytes));
     }
     // Both sides of every check are reached: many files open still, many do not.
-    assert!((2_000..18_000).contains(&n_opened), "{n_opened} of 20000 opened");
+    assert!((3_000..27_000).contains(&n_opened), "{n_opened} of 30000 opened");
 }

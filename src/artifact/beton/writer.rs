@@ -192,7 +192,7 @@ fn check_values(fields: &[Field], values: &[Value]) -> Result<()> {
                 }
             }
             // FFCV finds a blob's length by its offset, so two blobs must not share one: no blob is empty.
-            (Type::Bytes, Value::Bytes(bytes)) if bytes.is_empty() => return wrong("no bytes".into()),
+            (Type::Bytes, Value::Bytes([])) => return wrong("no bytes".into()),
             (Type::Bytes, Value::Bytes(_)) => {}
             (Type::Json, Value::Json(text)) if text.contains('\0') => return wrong("a zero byte inside".into()),
             (Type::Json, Value::Json(_)) => {}
@@ -297,7 +297,7 @@ fn write_table(layout: &Layout, out: &mut dyn Write) -> Result<()> {
 }
 
 fn write_zeros(n: u64, out: &mut dyn Write) -> Result<()> {
-    const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     let mut left = n;
     while left > 0 {
         let step = left.min(ZEROS.len() as u64);

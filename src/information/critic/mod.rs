@@ -79,7 +79,7 @@ pub(crate) mod tests {
         let written = critic.parameters().1.to_vec();
         assert!(written.iter().filter(|g| g.abs() > 1e-6).count() * 4 > written.len(), "many gradients are not zero");
         let value = |critic: &mut dyn Critic<f64>| dot(critic.scores(&a, &b, n), &weights);
-        for at in 0..written.len() {
+        for (at, &written) in written.iter().enumerate() {
             let start = critic.parameters().0[at];
             let step = 1e-6;
             critic.parameters().0[at] = start + step;
@@ -89,9 +89,8 @@ pub(crate) mod tests {
             critic.parameters().0[at] = start;
             let numeric = (above - below) / (2.0 * step);
             assert!(
-                (numeric - written[at]).abs() < 1e-6 * (1.0 + written[at].abs()),
-                "parameter {at}: {} written, {numeric} by differences",
-                written[at]
+                (numeric - written).abs() < 1e-6 * (1.0 + written.abs()),
+                "parameter {at}: {written} written, {numeric} by differences"
             );
         }
     }

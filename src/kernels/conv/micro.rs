@@ -194,7 +194,7 @@ macro_rules! vector_kernels {
         /// See [`outer`].
         #[target_feature(enable = $features)]
         #[inline]
-        unsafe fn $outer<const ROWS: usize, const VECTORS: usize>(call: &Outer) {
+        unsafe fn $outer<const ROWS: usize, const VECTORS: usize>(call: &Outer) -> usize {
             // SAFETY: see `outer`.
             unsafe {
                 let mut sums: [[$vector; VECTORS]; ROWS] = [[$zero(); VECTORS]; ROWS];
@@ -220,6 +220,7 @@ macro_rules! vector_kernels {
                     }
                 }
             }
+            ROWS
         }
     };
 }
@@ -306,31 +307,25 @@ pub(super) unsafe fn outer(isa: Isa, columns: usize, rows: usize, call: &Outer) 
             (Level::Portable, _, 4..) => outer_portable::<4, 8>(call),
             (Level::Portable, ..) => outer_portable::<1, 8>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, _, 4..) => taken(4, outer_avx2::<4, 2>(call)),
+            (Level::Avx2, _, 4..) => outer_avx2::<4, 2>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, _, 3) => taken(3, outer_avx2::<3, 2>(call)),
+            (Level::Avx2, _, 3) => outer_avx2::<3, 2>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, ..) => taken(1, outer_avx2::<1, 2>(call)),
+            (Level::Avx2, ..) => outer_avx2::<1, 2>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, 32, 8..) => taken(8, outer_avx512::<8, 2>(call)),
+            (Level::Avx512, 32, 8..) => outer_avx512::<8, 2>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, 32, 3..) => taken(3, outer_avx512::<3, 2>(call)),
+            (Level::Avx512, 32, 3..) => outer_avx512::<3, 2>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, 32, _) => taken(1, outer_avx512::<1, 2>(call)),
+            (Level::Avx512, 32, _) => outer_avx512::<1, 2>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, _, 16..) => taken(16, outer_avx512::<16, 1>(call)),
+            (Level::Avx512, _, 16..) => outer_avx512::<16, 1>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, _, 3..) => taken(3, outer_avx512::<3, 1>(call)),
+            (Level::Avx512, _, 3..) => outer_avx512::<3, 1>(call),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, ..) => taken(1, outer_avx512::<1, 1>(call)),
+            (Level::Avx512, ..) => outer_avx512::<1, 1>(call),
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn taken(rows: usize, (): ()) -> usize {
-    rows
 }
 
 /// # Safety

@@ -59,12 +59,13 @@ fn layers_have_names() {
 
 /// Compares the gradient with the central difference of the loss along the gradient itself.
 ///
-/// In f32 the loss has a relative noise of some 1e-6; a step that changes it by 1e-2 leaves 1e-4 of noise, and the
-/// ReLUs that switch within the step leave a percent at worst.
+/// The step changes the loss by 0.04 in all: far above the rounding of a loss of some tens in f32, and small enough for
+/// the curvature and the ReLUs that switch on the way to cost less than a percent.
 #[track_caller]
-fn check_slope(what: &str, gradient: &[f32], step: f64, mut loss: impl FnMut(&[f32]) -> f64) {
+fn check_slope(what: &str, gradient: &[f32], mut loss: impl FnMut(&[f32]) -> f64) {
     let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
     assert!(norm > 1e-3, "{what}: no gradient");
+    let step = (0.02 / norm).min(3e-3);
     let mut along = |t: f64| loss(&gradient.iter().map(|&g| (f64::from(g) / norm * t) as f32).collect::<Vec<f32>>());
     let slope = (along(step) - along(-step)) / (2.0 * step);
     assert!((slope / norm - 1.0).abs() < 0.01, "{what}: central difference {slope}, gradient {norm}");
@@ -108,14 +109,14 @@ fn check_network(config: &Config, mode: Mode, layer: Option<&str>) {
     }
     let (gradient, input_gradient) = (network.grads().to_vec(), network.input_grad().unwrap().to_vec());
     let parameters = network.params().to_vec();
-    check_slope(&format!("parameters of {what}"), &gradient, 3e-3, |step| {
+    check_slope(&format!("parameters of {what}"), &gradient, |step| {
         for ((p, &base), &d) in network.params_mut().iter_mut().zip(&parameters).zip(step) {
             *p = base + d;
         }
         loss(&mut network, &images)
     });
     network.params_mut().copy_from_slice(&parameters);
-    check_slope(&format!("images of {what}"), &input_gradient, 3e-3, |step| {
+    check_slope(&format!("images of {what}"), &input_gradient, |step| {
         let moved: Vec<f32> = images.iter().zip(step).map(|(x, d)| x + d).collect();
         loss(&mut network, &moved)
     });
@@ -165,12 +166,14 @@ fn step(network: &mut Network, n: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
 fn the_number_of_threads_changes_no_bit() {
     let noisy = Config { sigma_xt: 0.4, sigma_ty: 0.2, ..config(Architecture::Resnet8, (12, 10)) };
     let configs = [noisy, config(Architecture::PreactResnet18, (8, 8)), config(Architecture::Vgg16Bn, (32, 32))];
-    for config in configs {
-        for isa in Isa::available() {
+    for (i, config) in configs.iter().enumerate() {
+        // All instruction sets on the smallest; the kernels' own tests cover the rest.
+        let isas = if i == 0 { Isa::available() } else { vec![Isa::best()] };
+        for isa in isas {
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
-                    let mut network = Network::with_isa(&config, isa).unwrap();
+                    let mut network = Network::with_isa(config, isa).unwrap();
                     network.init(&stream());
                     network.noise(Some(stream()));
                     step(&mut network, 5)

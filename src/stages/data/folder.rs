@@ -353,12 +353,13 @@ mod tests {
         let set = run(dir.path(), json!({ "test_share": 0.3 })).expect("a dataset");
         assert_eq!((set.train.len(), set.test.len()), (14, 6));
         assert_eq!(set.test.label, [0, 0, 0, 1, 1, 1]);
-        let mut values: Vec<u8> = set.train.pixels.chunks(12).chain(set.test.pixels.chunks(12)).map(|i| i[0]).collect();
+        let (train, test) = (set.train.images(), set.test.images());
+        let mut values: Vec<u8> = train.chunks(12).chain(test.chunks(12)).map(|i| i[0]).collect();
         values.sort_unstable();
         assert_eq!(values, (0..10).chain(100..110).collect::<Vec<u8>>(), "every image is in one of the sets");
         let again = run(dir.path(), json!({ "test_share": 0.3 })).expect("a dataset");
-        assert_eq!(again.test.pixels.to_vec(), set.test.pixels.to_vec());
-        let values: Vec<f64> = set.train.pixels.iter().map(|&v| f64::from(v) / 255.0).collect();
+        assert_eq!(again.test.images(), test);
+        let values: Vec<f64> = train.iter().map(|&v| f64::from(v) / 255.0).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
         assert!((set.about.mean[0] - mean).abs() < 1e-12 && (set.about.std[2] - std).abs() < 1e-12);

@@ -57,9 +57,11 @@ pub struct Params {
     /// Readouts of a critic, evenly over its steps; the last five count.
     #[schemars(range(min = 1, max = 10_000))]
     pub readouts: usize,
-    /// Stops a critic once so many readouts brought no better value on validation pairs, carved from its training pairs;
-    /// the five readouts with the best validation values then count. Without it, critics take all their steps.
-    pub early_stopping: Option<Count>,
+    /// Stops a critic once so many readouts brought no better value on validation pairs, as many as the held-out ones and
+    /// carved from its training pairs; the five readouts with the best validation values then count. 0 for critics that
+    /// take all their steps, with all pairs that are not held out.
+    #[schemars(range(max = 10_000))]
+    pub early_stopping: usize,
     /// Training of the critics of I(X;T).
     pub xt: InputTraining,
     /// Training of the critics of I(T;Y).
@@ -84,7 +86,7 @@ impl Default for Params {
             embedding: number(Count::new(32)),
             standardize: true,
             readouts: 20,
-            early_stopping: None,
+            early_stopping: 5,
             xt: InputTraining::default(),
             ty: OutputTraining::default(),
         }
@@ -209,7 +211,7 @@ macro_rules! training {
                     clip: self.clip.get(),
                     readouts: params.readouts.min(self.steps.get()),
                     held_out: params.held_out.get(),
-                    patience: params.early_stopping.map(Count::get),
+                    patience: (params.early_stopping > 0).then_some(params.early_stopping),
                 }
             }
         }
@@ -445,7 +447,7 @@ impl<'a> Observed<'a> {
             if !is_enough {
                 let (name, positions) = &self.subsets[at];
                 let batch = self.settings(quantity).batch;
-                let parts = if self.params.early_stopping.is_some() { 3 } else { 2 };
+                let parts = if self.params.early_stopping > 0 { 3 } else { 2 };
                 cx.warn(format!(
                     "no {} for subset `{name}`: {} samples are fewer than {parts} batches of {batch}",
                     quantity.name(),
@@ -556,13 +558,17 @@ impl<'a> Observed<'a> {
     fn table(&self, found: &[Found]) -> Table {
         let repeats = self.params.repeats.get();
         let nats = |name: &str, definition: &str| Column::new(name, definition).unit("nats").digits(3);
+        let readouts = match self.params.early_stopping {
+            0 => "the last five readouts",
+            _ => "the five readouts with the best validation values",
+        };
         let mut table = Table::new(vec![
             Column::new("epoch", "training epoch after which the representations were observed"),
             Column::new("layer", "where T is read: the layer's output, averaged over positions"),
             Column::new("subset", "samples, by assigned label and role"),
             Column::new("quantity", "X image, T representation, Y see below"),
             Column::new("estimator", "bound on mutual information"),
-            nats("estimate_nats", "on held-out pairs: mean of the last five readouts, mean over critic seeds"),
+            nats("estimate_nats", &format!("on held-out pairs: mean of {readouts}, mean over critic seeds")),
             nats("train_nats", "the same on the critic's training pairs; far above the estimate where it overfits")
                 .hidden(),
             nats("interval_low", &interval::definition(repeats)),

@@ -51,7 +51,7 @@ fn toy() -> Inputs {
 
 /// Small and quick critics, and what a TOML file would change.
 fn params(text: &str) -> Params {
-    let quick = r#"{"hidden": 16, "repeats": 2, "subsets": ["0", "0_backdoor", "1", "2"], "layers": ["layer2"],
+    let quick = r#"{"hidden": 16, "repeats": 2, "early_stopping": 0, "subsets": ["0", "0_backdoor", "1", "2"], "layers": ["layer2"],
         "xt": {"batch": 15, "steps": 80, "learning_rate": 5e-3},
         "ty": {"batch": 15, "steps": 80, "learning_rate": 5e-3}}"#;
     let mut value: serde_json::Value = serde_json::from_str(quick).unwrap();
@@ -116,6 +116,15 @@ fn noise_lowers_the_information() {
     for row in 0..4 {
         assert!(none[row] > some[row] && some[row] > much[row], "{:?} {:?} {:?}", none[row], some[row], much[row]);
     }
+}
+
+/// Of 60 pairs, a quarter is held out and another one validates.
+#[test]
+fn early_stopping_takes_its_pairs_from_training() {
+    let table = run(r#"{"subsets": ["0_backdoor", "2"], "early_stopping": 3, "epochs": [5]}"#);
+    assert_eq!(numbers(&table, "n_train"), [Some(30.0), Some(30.0), None, None]);
+    assert_eq!(numbers(&table, "n_held_out"), [Some(15.0), Some(15.0), None, None]);
+    assert!(table.columns[5].definition.contains("best validation values"));
 }
 
 #[test]

@@ -338,7 +338,7 @@ mod tests {
             column: 6,
             ..Params::default()
         };
-        assert_eq!(BadNet::sources(&params), [path.clone()]);
+        assert_eq!(BadNet::sources(&params), std::slice::from_ref(&path));
         let made = run(params, dataset(10, 2, 2, (32, 32))).unwrap();
         let triggered = made.triggered.unwrap();
         assert_eq!(triggered.image(0)[(6 * 32 + 7) * 3..][..3], [1, 2, 7]);

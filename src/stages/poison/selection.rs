@@ -225,7 +225,7 @@ pub fn poison(
         return Err(Error::user(format!(
             "`target = {target}`, but the classes of `{}` are 0 to {}",
             about.name,
-            n_classes - 1
+            n_classes.saturating_sub(1)
         )));
     }
 

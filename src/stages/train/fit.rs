@@ -292,3 +292,92 @@ impl Saver {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Architecture, Config, optim, schedule};
+    use crate::rng::Streams;
+    use crate::store::checkpoint::Checkpoint;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Raises the flag during step `at`, and counts steps of its own.
+    struct StopAt {
+        at: usize,
+        flag: Arc<AtomicBool>,
+        n_steps: u64,
+    }
+
+    impl Hooks for StopAt {
+        fn backward(&mut self, network: &mut Network, grad_logits: &[f32]) -> Result<()> {
+            self.n_steps += 1;
+            self.at = self.at.saturating_sub(1);
+            if self.at == 0 {
+                self.flag.store(true, Ordering::Relaxed);
+            }
+            network.backward(grad_logits)
+        }
+
+        fn save(&self, out: &mut Writer) {
+            out.count(self.n_steps);
+        }
+
+        fn restore(&mut self, from: &mut Reader) -> Option<()> {
+            self.n_steps = from.count()?;
+            Some(())
+        }
+    }
+
+    /// Trains 22 noise images in batches of 8 for 3 epochs, with an end after `at` steps.
+    fn train(checkpoint: &Path, at: usize, kind: optim::Kind) -> Result<(Vec<f32>, History, u64)> {
+        let (size, n) = ((8, 8), 22);
+        let mut stream = Streams::new(0, "test/noise").stream("pixels");
+        let pixels = (0..n * 192).map(|_| stream.below(256) as u8).collect();
+        let split = Split::clean(size, pixels, (0..n as i64).map(|i| i % 3).collect())?;
+        let recipe = Recipe {
+            epochs: 3,
+            batch_size: 8,
+            optimiser: optim::Config { kind, momentum: 0.9, nesterov: false, weight_decay: 1e-3 },
+            learning_rate: 0.01,
+            schedule: schedule::Params { warmup: 1, ..schedule::Params::default() },
+            augment: augment::Augment { crop: 1, flip: true },
+            label_smoothing: 0.1,
+        };
+        let flag = Arc::new(AtomicBool::new(false));
+        let cx = Context::new(
+            Streams::new(1, "test/fit"),
+            candle_core::Device::Cpu,
+            1,
+            Checkpoint::at(checkpoint),
+            flag.clone(),
+            Arc::new(|_| {}),
+        );
+        let architecture = Architecture::Resnet8;
+        let mut network = Network::new(&Config { architecture, n_classes: 3, size, sigma_xt: 0.2, sigma_ty: 0.1 })?;
+        network.init(&cx.rng("init"));
+        let rows: Vec<usize> = (0..split.len()).collect();
+        let fit = Fit { cx: &cx, recipe: &recipe, split: &split, rows: &rows, normalise: &Normalise::none() };
+        let mut hooks = StopAt { at, flag, n_steps: 0 };
+        let history = fit.run(&mut network, &mut hooks)?;
+        Ok(([network.params(), network.buffers()].concat(), history, hooks.n_steps))
+    }
+
+    #[test]
+    fn a_stop_between_any_two_steps_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in [optim::Kind::Sgd, optim::Kind::Adamw] {
+            let whole = train(&dir.path().join("never"), usize::MAX, kind).unwrap();
+            assert_eq!((whole.1.rows.len(), whole.2), (3, 9));
+            for at in [1, 3, 5] {
+                let path = dir.path().join(format!("{}-{at}", kind.name()));
+                let error = train(&path, at, kind).unwrap_err();
+                assert_eq!(error.class(), Class::Interrupted);
+                assert!(Checkpoint::at(&path).load().is_some());
+                let resumed = train(&path, usize::MAX, kind).unwrap();
+                assert!(resumed == whole, "{} stopped after {at} steps", kind.name());
+            }
+        }
+    }
+}

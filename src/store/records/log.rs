@@ -362,6 +362,7 @@ fn next_entry(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::store::records::tests::record;
+    use std::os::unix::fs::FileExt;
 
     const USABLE: fn(&Hit) -> bool = |_| true;
 
@@ -380,11 +381,9 @@ mod tests {
         (bytes, ends)
     }
 
-    /// Reads a log of these bytes: which of the records 0..n are found. A wrong record fails the test.
-    fn found(bytes: &[u8], n: u64) -> Vec<bool> {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("records.log"), bytes).unwrap();
-        let log = log(dir.path());
+    /// Reads the log in `root`: which of the records 0..n are found. A wrong record fails the test.
+    fn found(root: &Path, n: u64) -> Vec<bool> {
+        let log = log(root);
         (0..n)
             .map(|i| {
                 let (hit, whole) = (log.hit(&record(i, 0).key).unwrap(), log.record(&record(i, 0).key).unwrap());
@@ -398,23 +397,50 @@ mod tests {
     #[test]
     fn a_log_cut_anywhere_keeps_what_is_whole() {
         let (bytes, ends) = sample(3);
-        for length in 0..=bytes.len() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records.log");
+        std::fs::write(&path, &bytes).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        for length in (0..=bytes.len()).rev() {
+            file.set_len(length as u64).unwrap();
             let expected: Vec<bool> = ends.iter().map(|&end| end <= length).collect();
-            assert_eq!(found(&bytes[..length], 3), expected, "cut at {length}");
+            assert_eq!(found(dir.path(), 3), expected, "cut at {length}");
         }
     }
 
     #[test]
     fn a_flipped_bit_anywhere_costs_one_record_at_most() {
-        let (good, ends) = sample(3);
-        let mut bytes = good.clone();
-        for at in 0..good.len() {
-            bytes[at] ^= 1 << (at % 8);
+        let (bytes, ends) = sample(3);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records.log");
+        std::fs::write(&path, &bytes).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        for (at, good) in bytes.iter().enumerate() {
+            file.write_at(&[good ^ (1 << (at % 8))], at as u64).unwrap();
             let hurt = if at < MAGIC.len() { None } else { ends.iter().position(|&end| at < end) };
             let expected: Vec<bool> = (0..3).map(|i| Some(i) != hurt).collect();
-            assert_eq!(found(&bytes, 3), expected, "flipped at {at}");
-            bytes[at] = good[at];
+            assert_eq!(found(dir.path(), 3), expected, "flipped at {at}");
+            file.write_at(&[*good], at as u64).unwrap();
         }
+    }
+
+    #[test]
+    fn a_thousand_records_are_found_at_once() {
+        let (bytes, _) = sample(1000);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("records.log"), &bytes).unwrap();
+        let keys: Vec<Digest> = (0..1000).map(|n| record(n, 0).key).collect();
+        let best = (0..10)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                let log = log(dir.path());
+                assert!(keys.iter().all(|key| log.hit(key).unwrap().is_some()));
+                start.elapsed()
+            })
+            .min();
+        println!("1000 records of {} bytes opened and looked up in {best:?}", bytes.len() / 1000);
+        // Some 1 ms on a quiet machine; anything that grows with the square takes longer than this.
+        assert!(best < Some(std::time::Duration::from_millis(50)), "{best:?}");
     }
 
     #[test]

@@ -183,7 +183,7 @@ pub(super) mod tests {
             outputs: vec![OutputRecord { port: "output".into(), kind: Kind::Table, digest, files }],
             seconds: 0.25,
             peak_memory_mib: Some(12),
-            headline: (n % 2 == 0).then(|| format!("headline {n}")),
+            headline: n.is_multiple_of(2).then(|| format!("headline {n}")),
             device: "cpu".into(),
             threads: 2,
             build: "test".into(),
