@@ -20,7 +20,9 @@ fn show_writes_tables_in_every_format() {
     let show = |format: &str| project.ok(&["show", "p.toml", "a", "--format", format]).out;
     assert_eq!(show("csv"), "value,n_rows,random\n0.25,0,\n");
     assert!(show("terminal").contains("0.25"));
-    assert!(show("markdown").contains("| ---") || show("markdown").contains("|---") || show("markdown").contains("| -"));
+    assert!(
+        show("markdown").contains("| ---") || show("markdown").contains("|---") || show("markdown").contains("| -")
+    );
     assert!(show("latex").contains("\\toprule"));
     let json: Value = serde_json::from_str(&show("json")).unwrap();
     assert!(json.to_string().contains("0.25"));

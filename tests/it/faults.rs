@@ -128,7 +128,8 @@ struct SmallDisk {
 impl SmallDisk {
     fn mount(options: &str) -> Option<SmallDisk> {
         let dir = tempfile::TempDir::new().unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).output().ok()?;
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).output().ok()?;
         mounted.status.success().then_some(SmallDisk { dir })
     }
 

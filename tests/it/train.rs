@@ -207,7 +207,11 @@ fn early_stopping_keeps_the_best_epoch() {
     let accuracy = |row: usize| history.rows[row][history.column("validation_accuracy").unwrap()].number().unwrap();
     let n = history.rows.len();
     assert!(n < 12 && accuracy(n - 1) <= accuracy(n - 2), "{}", history.to_csv());
-    assert!(outputs.model.info.history[0].ends_with(&format!("epoch {} kept", n - 1)), "{:?}", outputs.model.info.history);
+    assert!(
+        outputs.model.info.history[0].ends_with(&format!("epoch {} kept", n - 1)),
+        "{:?}",
+        outputs.model.info.history
+    );
 }
 
 #[test]
