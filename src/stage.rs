@@ -126,7 +126,7 @@ pub trait Stage: 'static {
 pub struct Problem {
     /// The parameter to point at, such as `rate`, or `trigger.size`.
     pub parameter: &'static str,
-    /// What is wrong: a lower-case fragment.
+    /// What is wrong: a lower-case fragment, either whole or said of the parameter: `must be below 1, got 2`.
     pub message: String,
     /// A way out.
     pub hint: Option<String>,

@@ -90,9 +90,11 @@ fn slip(text: &str, span: Span, message: &str) -> Diagnostic {
         first.make_ascii_lowercase();
     }
     let mut problem = Diagnostic::new(title, span);
-    if !matches!(expected, "" | "nothing") {
-        problem = problem.label(format!("expected {}", expected.replace(", ", " or ")));
-    }
+    problem = match expected {
+        "" => problem,
+        "nothing" => problem.label("expected nothing more here"),
+        _ => problem.label(format!("expected {}", expected.replace(", ", " or "))),
+    };
     let opened = match message {
         _ if message.starts_with("unclosed array") => opening(text, span, '[', ']'),
         _ if message.starts_with("unclosed inline table") => opening(text, span, '{', '}'),

@@ -199,6 +199,14 @@ impl Checker<'_> {
             (Form::Integer(..), Value::Float(number)) if number.fract() == 0.0 && number.abs() < 1e15 => {
                 Some(format!("write `{number:.0}`, without a decimal point"))
             }
+            (Form::Table(fields), Value::String(text)) => fields.iter().find_map(|field| match &field.shape.form {
+                Form::Choice(choices) if choices.iter().any(|choice| choice.value == *text) => {
+                    let key = spell(path);
+                    let key = key.rsplit('.').next().unwrap_or_default();
+                    Some(format!("write `{key} = {{ {} = \"{text}\" }}`", field.name))
+                }
+                _ => None,
+            }),
             (Form::List(..), _) if !matches!(item.value, Value::Table(_)) => {
                 Some(format!("a list takes brackets: `[{}]`", self.problems.excerpt(item.span)))
             }

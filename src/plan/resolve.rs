@@ -130,8 +130,14 @@ fn parameters(info: &'static Info, decl: &StageDecl, table: &Table, problems: &m
     for problem in &examined.problems {
         let path: Vec<&str> = problem.parameter.split('.').collect();
         let span = Item::find(table, &path).unwrap_or(decl.name.span);
+        let (name, message) = (&decl.name.name, &problem.message);
+        let title = if message.split(' ').next().is_some_and(|word| VERBS.contains(&word)) {
+            format!("`{}` of stage `{name}` {message}", problem.parameter)
+        } else {
+            format!("stage `{name}`: {message}")
+        };
         problems.push(
-            Diagnostic::new(format!("stage `{}`: {}", decl.name.name, problem.message), span)
+            Diagnostic::new(title, span)
                 .label(format!("`{}` does not fit", problem.parameter))
                 .hint_if(problem.hint.clone()),
         );
@@ -139,6 +145,9 @@ fn parameters(info: &'static Info, decl: &StageDecl, table: &Table, problems: &m
     examined.params.sort_all_objects();
     examined.problems.is_empty().then_some(examined)
 }
+
+/// A stage's message that begins with one of these is said of the parameter.
+const VERBS: [&str; 8] = ["cannot", "does", "has", "is", "lies", "must", "needs", "stands"];
 
 fn input_port(
     info: &'static Info,

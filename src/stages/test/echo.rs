@@ -109,7 +109,7 @@ impl Stage for Echo {
         let Range { low, high, .. } = params.range;
         vec![Problem {
             parameter: "range.low",
-            message: format!("the range begins at {low} and ends at {high}"),
+            message: format!("is {low}, above `range.high`, which is {high}"),
             hint: Some("swap `range.low` and `range.high`".into()),
         }]
     }
