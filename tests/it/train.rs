@@ -62,9 +62,9 @@ fn about() -> About {
         attack: Some(Attack {
             name: "badnet".into(),
             labels: LabelRule::AllToOne { target: 0 },
-            rate: 0.1,
+            rate: 0.14,
             of: "all".into(),
-            n_backdoor: 20,
+            n_backdoor: 28,
             n_cover: 0,
             parameters: Default::default(),
         }),
@@ -77,7 +77,7 @@ fn dataset() -> Packed {
     let test = squares(80, &streams.stream("test"));
     Packed {
         about: about(),
-        train: stamped(&squares(200, &streams.stream("train")), |row| row % 10 == 9),
+        train: stamped(&squares(200, &streams.stream("train")), |row| row % 7 == 6),
         triggered: Some(stamped(&test, |_| true)),
         test,
     }
