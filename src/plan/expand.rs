@@ -10,6 +10,7 @@ use super::resolve::Resolved;
 use super::{Node, Plan, Source, Stages};
 use crate::config::Pipeline;
 use crate::config::matrix::{Axis, SEED};
+use crate::stage::Examined;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +25,7 @@ struct Made {
 }
 
 /// The plan of a pipeline without problems and without cycles; `order` holds its stages, sources first.
-pub(super) fn expand(pipeline: &Pipeline, stages: Stages, order: &[usize]) -> Plan {
+pub(super) fn expand(pipeline: &Pipeline, mut stages: Stages, order: &[usize]) -> Plan {
     let axes = &pipeline.matrix;
     let points = Points::new(axes);
     let seed_axis = axes.iter().position(|axis| axis.key.name == SEED);
@@ -45,11 +46,17 @@ pub(super) fn expand(pipeline: &Pipeline, stages: Stages, order: &[usize]) -> Pl
                     mask |= made[nodes_of[reference.stage][point]].mask;
                 }
             }
-            let node = *known.entry((mask, points.project(point, mask))).or_insert_with(|| {
+            let mut make = || {
                 made.push(Made { stage, mask, point });
                 made.len() - 1
+            };
+            // Most pipelines have no matrix.
+            let is_single = points.n == 1;
+            nodes.push(if is_single {
+                make()
+            } else {
+                *known.entry((mask, points.project(point, mask))).or_insert_with(make)
             });
-            nodes.push(node);
         }
         nodes_of[stage] = nodes;
     }
@@ -72,13 +79,24 @@ pub(super) fn expand(pipeline: &Pipeline, stages: Stages, order: &[usize]) -> Pl
     }
 
     let mut sources: Vec<Option<BTreeMap<&'static str, Vec<Source>>>> = sources.into_iter().map(Some).collect();
+    // Parameters move into the last node that has them; only the others pay for a copy.
+    let mut uses: Vec<Vec<usize>> = stages.all.iter().map(|settings| vec![0; settings.resolved.len()]).collect();
+    for node in &made {
+        uses[node.stage][stages.all[node.stage].number(&points.indices(node.point))] += 1;
+    }
     let nodes = order.iter().filter_map(|node| {
         let node = node.index();
         let mut inputs = sources[node].take()?;
         for source in inputs.values_mut().flatten() {
             source.node = places[source.node];
         }
-        self::node(&made[node], pipeline, &stages, &points, inputs)
+        let settings = &mut stages.all[made[node].stage];
+        let number = settings.number(&points.indices(made[node].point));
+        let left = &mut uses[made[node].stage][number];
+        *left -= 1;
+        let resolved = &mut settings.resolved[number];
+        let examined = if *left == 0 { resolved.examined.take() } else { resolved.examined.clone() };
+        self::node(&made[node], pipeline, (resolved, examined?), &points, inputs)
     });
     let nodes = nodes.collect();
     Plan { identity: pipeline.identity.clone(), nodes }
@@ -91,14 +109,12 @@ fn draws(resolved: &Resolved) -> bool {
 fn node(
     made: &Made,
     pipeline: &Pipeline,
-    stages: &Stages,
+    (resolved, examined): (&Resolved, Examined),
     points: &Points<'_>,
     inputs: BTreeMap<&'static str, Vec<Source>>,
 ) -> Option<Node> {
     let name = &pipeline.stages[made.stage].name.name;
     let indices = points.indices(made.point);
-    let resolved = stages.at(made.stage, &indices);
-    let examined = resolved.examined.as_ref()?;
     let seed_of_point = || {
         let axis = pipeline.matrix.iter().position(|axis| axis.key.name == SEED)?;
         pipeline.matrix[axis].json(indices[axis]).as_u64()
@@ -113,7 +129,7 @@ fn node(
         point: points.json(made.point, made.mask),
         label,
         entry: resolved.info?.entry,
-        params: examined.params.clone(),
+        params: examined.params,
         seed,
         inputs,
         resources: examined.resources,

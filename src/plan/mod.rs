@@ -160,6 +160,11 @@ struct Settings {
 }
 
 impl Settings {
+    /// The number of the setting at the point with these indices on the axes.
+    fn number(&self, indices: &[usize]) -> usize {
+        self.axes.iter().fold(0, |number, (axis, size)| number * size + indices[*axis])
+    }
+
     /// Setting number `number` as an index on each of the `n_axes` axes; 0 on those not mentioned.
     fn indices(&self, number: usize, n_axes: usize) -> Vec<usize> {
         let mut indices = vec![0; n_axes];
@@ -197,8 +202,7 @@ impl Stages {
     /// Stage number `stage` at the point with these indices on the axes.
     fn at(&self, stage: usize, indices: &[usize]) -> &Resolved {
         let settings = &self.all[stage];
-        let number = settings.axes.iter().fold(0, |number, (axis, size)| number * size + indices[*axis]);
-        &settings.resolved[number]
+        &settings.resolved[settings.number(indices)]
     }
 }
 

@@ -199,6 +199,8 @@ fn interpolation_reaches_stages_inputs_and_longer_strings() {
 
 #[test]
 fn dashes_are_underscores_and_good_pipelines_are_planned_twice_alike() {
+    let dashed = catalogue::find("plot/information-plane").map(|info| info.entry.name);
+    assert_eq!(dashed, Some("plot/information_plane"));
     assert!(catalogue::find("test/ec-ho").is_none());
     let (one, two) = (good(MATRIX), good(MATRIX));
     let content = |plan: Plan| {
