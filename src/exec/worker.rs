@@ -13,7 +13,7 @@ use crate::rng::Streams;
 use crate::stage::{Bound, Context, RawInputs};
 use crate::stages;
 use crate::store::digest::Digest;
-use crate::store::records::{OutputRecord, Record};
+use crate::store::records::{Fate, OutputRecord, Record};
 use crate::store::{Missing, Store};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
@@ -87,6 +87,7 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
     });
 
     let store = Store::open(&job.cache, Missing::Pretend)?;
+    let _guard = store.enter_run(stop)?;
     let key = job.pre_image.key();
     let _lock = store.locks().lock_with(&key, stop, |_| emit(Event::Waiting))?;
     if !job.force {
@@ -134,10 +135,14 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         build: build(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     };
-    let outputs = digests(&record.outputs);
-    store.insert(&record)?;
+    let inserted = store.insert(&record)?;
+    if inserted.fate == Fate::Deviates {
+        emit(Event::Warning {
+            message: "it gave other bytes than last time for the same key; the first result stays".to_string(),
+        });
+    }
     checkpoint.clear();
-    emit(Event::Stored { outputs, by_other: false });
+    emit(Event::Stored { outputs: digests(&inserted.outputs), by_other: false });
     Ok(())
 }
 

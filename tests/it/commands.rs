@@ -71,7 +71,7 @@ fn graphs_are_drawn() {
     project.write("p.toml", TWO);
     assert!(project.ok(&["graph", "p.toml"]).out.contains('b'));
     assert!(project.ok(&["graph", "p.toml", "--format", "dot"]).out.starts_with("digraph"));
-    assert!(project.ok(&["graph", "p.toml", "--format", "mermaid"]).out.contains("graph"));
+    assert!(project.ok(&["graph", "p.toml", "--format", "mermaid"]).out.contains("flowchart"));
 }
 
 #[test]

@@ -121,9 +121,9 @@ fn explain_names_the_cause() {
         project.ok(&["explain", "p.toml", stage]).out
     };
     let rows = [
-        (("value = 4.0", "value = 5.0"), "d", "`value`: 4.0 -> 5.0"),
-        (("seed = 1", "seed = 2"), "c", "seed: 1 -> 2"),
-        (("value = 2.0", "value = 3.0"), "c", "`b`: parameter `value`: 2.0 -> 3.0"),
+        (("value = 4.0", "value = 5.0"), "d", "parameter `value` 4.0 -> 5.0"),
+        (("seed = 1", "seed = 2"), "c", "seed 1 -> 2"),
+        (("value = 2.0", "value = 3.0"), "c", "`b`: parameter `value` 2.0 -> 3.0"),
         (("name", "# nothing\nname"), "c", "is stored"),
     ];
     for (edit, stage, expected) in rows {
