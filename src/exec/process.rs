@@ -26,12 +26,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker for `job`; its events arrive as messages of node `id`, what it logs goes to `log`.
-    pub fn start(id: usize, job: &Job, log: &Path, messages: Sender<Message>) -> Result<Worker> {
+    /// Starts a worker for `job` in the folder `dir`; its events arrive as messages of node `id`, what it logs goes to `log`.
+    pub fn start(id: usize, job: &Job, dir: &Path, log: &Path, messages: Sender<Message>) -> Result<Worker> {
         let program = std::env::current_exe().map_err(Error::from)?;
         let log_file = File::create(log).at("create", log)?;
         let mut child = Command::new(&program)
             .arg("worker")
+            .current_dir(dir)
             .env("RAYON_NUM_THREADS", job.threads.to_string())
             // candle's own pool spins beside rayon's; our kernels use rayon's.
             .env("CANDLE_NUM_THREADS", "1")

@@ -11,6 +11,7 @@ use crate::store::key::{InputRef, PreImage, SourceRef};
 use crate::store::records::{Hit, OutputRecord};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Takes a node's key from its parameters and the records of the nodes above.
 ///
@@ -37,7 +38,7 @@ pub fn pre_image(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) ->
     }
     let mut sources = Vec::new();
     for path in (node.entry.sources)(&node.params) {
-        let digest = store.sources().digest(&path).context(format!("stage `{}`", node.label))?;
+        let digest = store.sources().digest(&folder(plan).join(&path)).context(format!("stage `{}`", node.label))?;
         sources.push(SourceRef { path: path.display().to_string(), digest });
     }
     Ok(PreImage {
@@ -48,6 +49,12 @@ pub fn pre_image(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) ->
         inputs,
         sources,
     })
+}
+
+/// The folder of the pipeline file: relative paths in a pipeline start there, and so do workers.
+pub fn folder(plan: &Plan) -> PathBuf {
+    let path = std::path::absolute(&plan.identity.path).unwrap_or_else(|_| plan.identity.path.clone());
+    path.parent().map_or_else(PathBuf::new, Path::to_path_buf)
 }
 
 /// A matrix point as a map.

@@ -2,7 +2,7 @@
 
 use super::job::{Input, Job};
 use super::process::{Message, Worker, obituary};
-use super::resolve::{is_called, needed, output_of, point_map, pre_image};
+use super::resolve::{folder, is_called, needed, output_of, point_map, pre_image};
 use super::{Options, device};
 use crate::error::{Class, Error, Result};
 use crate::events::Event;
@@ -149,6 +149,8 @@ struct Scheduler<'a> {
     /// How often the run was asked to stop.
     stops: Arc<AtomicUsize>,
     memory_mib: u64,
+    /// Where workers start.
+    folder: PathBuf,
     worst: Option<Class>,
     /// How often each node was sent back because an input was damaged.
     repairs: Vec<usize>,
@@ -202,6 +204,7 @@ pub fn run(
         receiver,
         stops,
         memory_mib: available_memory_mib(),
+        folder: folder(plan),
         worst: None,
         repairs: vec![0; n],
     };
@@ -341,7 +344,7 @@ impl Scheduler<'_> {
             device: self.options.device,
             force: self.forced[id],
         };
-        let worker = Worker::start(id, &job, &self.store.log_path(&key), self.sender.clone())?;
+        let worker = Worker::start(id, &job, &self.folder, &self.store.log_path(&key), self.sender.clone())?;
         let running = Running {
             worker,
             key,
