@@ -55,10 +55,10 @@ impl Worker {
             if let Some(stdout) = stdout {
                 for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
                     // A line that is no event (a library printed) is not ours to interpret.
-                    if let Ok(event) = serde_json::from_str(&line) {
-                        if messages.send(Message::Event(id, event)).is_err() {
-                            return;
-                        }
+                    if let Ok(event) = serde_json::from_str(&line)
+                        && messages.send(Message::Event(id, event)).is_err()
+                    {
+                        return;
                     }
                 }
             }

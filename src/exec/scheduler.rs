@@ -179,10 +179,10 @@ pub fn run(
     }
     let n = plan.nodes.len();
     let mut below = vec![Vec::new(); n];
-    let mut missing = vec![0; n];
+    let mut missing = Vec::with_capacity(n);
     for id in 0..n {
         let above = plan.upstream(id);
-        missing[id] = above.len();
+        missing.push(above.len());
         for up in above {
             below[up].push(id);
         }

@@ -90,11 +90,11 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
     let _guard = store.enter_run(stop)?;
     let key = job.pre_image.key();
     let _lock = store.locks().lock_with(&key, stop, |_| emit(Event::Waiting))?;
-    if !job.force {
-        if let Some(hit) = store.hit(&key)? {
-            emit(Event::Stored { outputs: digests(&hit.outputs), by_other: true });
-            return Ok(());
-        }
+    if !job.force
+        && let Some(hit) = store.hit(&key)?
+    {
+        emit(Event::Stored { outputs: digests(&hit.outputs), by_other: true });
+        return Ok(());
     }
     let entry = stages::find(&job.pre_image.stage)
         .ok_or_else(|| Error::machine(format!("this build has no stage `{}`", job.pre_image.stage)))?;

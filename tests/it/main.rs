@@ -1,5 +1,8 @@
 //! The integration tests: one binary, a module a subject.
 
+// A test that cannot go on says so by panicking.
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 mod bad_pipelines;
