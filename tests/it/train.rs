@@ -27,8 +27,8 @@ fn squares(n: usize, stream: &Stream) -> Split {
         for y in 0..SIZE {
             for x in 0..SIZE {
                 let inside = (top..top + 6).contains(&y) && (left..left + 6).contains(&x);
-                for channel in 0..3 {
-                    let base = if inside { COLOURS[i % 4][channel] } else { 30 };
+                for colour in COLOURS[i % 4] {
+                    let base = if inside { colour } else { 30 };
                     pixels.push(base.saturating_add(stream.below(25) as u8));
                 }
             }
