@@ -58,10 +58,9 @@ fn conclude(global: &Global, args: &RunArgs, loaded: &Loaded, store: &Store, sum
         .zip(&summary.keys)
         .filter_map(|(node, key)| Some((node.label.clone(), (*key)?)))
         .collect();
-    if store.writable() {
-        store.history().remember(&loaded.plan.identity, &keys)?;
-    }
-    let links = results::link(&loaded.project.root, &loaded.plan, &summary.hits, store);
+    let is_new = store.writable() && store.history().remember(&loaded.plan.identity, &keys)?;
+    let refresh = if is_new { results::Refresh::Yes } else { results::Refresh::IfMissing };
+    let links = results::link(&loaded.project.root, &loaded.plan, &summary.hits, store, refresh);
     if !global.json && !args.quiet {
         show::after_run(global, &loaded.plan, &summary.hits, store)?;
         match links {

@@ -17,15 +17,25 @@ pub struct Links {
     pub figures: Vec<String>,
 }
 
+/// When to look at every link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    /// The run's results are others than the last run's.
+    Yes,
+    /// They are the same: the links stand, unless somebody removed the folder.
+    IfMissing,
+}
+
 /// Links the figures (SVG, PNG) and tables (CSV) of all nodes that are stored.
 ///
 /// # Errors
 /// What the disk says.
-pub fn link(root: &Path, plan: &Plan, hits: &[Option<Hit>], store: &Store) -> Result<Links> {
+pub fn link(root: &Path, plan: &Plan, hits: &[Option<Hit>], store: &Store, refresh: Refresh) -> Result<Links> {
     let mut dir = root.join("results").join(&plan.identity.name);
     if let Some(profile) = &plan.identity.profile {
         dir.push(profile);
     }
+    let refresh = refresh == Refresh::Yes || !dir.is_dir();
     let mut figures = Vec::new();
     for (node, hit) in plan.nodes.iter().zip(hits) {
         let Some(hit) = hit else { continue };
@@ -38,6 +48,10 @@ pub fn link(root: &Path, plan: &Plan, hits: &[Option<Hit>], store: &Store) -> Re
             for (file, extension) in wanted {
                 let Some(entry) = output.files.iter().find(|f| f.name == *file) else { continue };
                 let name = file_name(node, (position > 0).then_some(output.port.as_str()), extension);
+                if !refresh {
+                    figures.push(name);
+                    continue;
+                }
                 let path = dir.join(&name);
                 if let Some(parent) = path.parent() {
                     std::fs::create_dir_all(parent).at("create", parent)?;

@@ -52,17 +52,18 @@ impl History {
         self.dir.join(format!("{name}-{}.json", &hasher.finalize().to_hex()[..16]))
     }
 
-    /// Notes a run, unless the last one had the same keys. A run like an older one moves to the front.
+    /// Notes a run, unless the last one had the same keys; whether it had others. A run like an older one moves to the
+    /// front.
     ///
     /// # Errors
     /// What the disk says.
-    pub fn remember(&self, identity: &Identity, keys: &BTreeMap<String, Digest>) -> Result<()> {
+    pub fn remember(&self, identity: &Identity, keys: &BTreeMap<String, Digest>) -> Result<bool> {
         let path = self.path(identity);
         let digest = digest(keys);
         let beginning = format!("{{\"digest\":\"{digest}\"");
         let mut read = vec![0; beginning.len()];
         if File::open(&path).and_then(|mut file| file.read_exact(&mut read)).is_ok() && read == beginning.as_bytes() {
-            return Ok(());
+            return Ok(false);
         }
         let run = Run { digest, created: disk::unix_seconds(), keys: keys.clone() };
         let older = self.lines(&path)?;
@@ -72,7 +73,8 @@ impl History {
             text.push_str(line);
             text.push('\n');
         }
-        disk::replace(&self.tmp, &path, text.as_bytes(), Durability::Lazy)
+        disk::replace(&self.tmp, &path, text.as_bytes(), Durability::Lazy)?;
+        Ok(true)
     }
 
     /// The last runs of a pipeline, newest first. Lines that cannot be read are left out.
