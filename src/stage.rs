@@ -141,6 +141,8 @@ pub struct Examined {
     pub draws: bool,
     /// [`Stage::check`].
     pub problems: Vec<Problem>,
+    /// [`Stage::sources`].
+    pub sources: Vec<PathBuf>,
     /// [`Stage::absent`].
     pub absent: Vec<(&'static str, &'static str)>,
     /// [`Stage::resources`].
@@ -439,16 +441,6 @@ pub struct Entry {
     pub schema: fn() -> Schema,
     /// Decodes parameters, fills in the defaults, and encodes them again. The error is a lower-case fragment.
     pub complete: fn(&Value) -> Result<Value, String>,
-    /// [`Stage::draws`] on completed parameters.
-    pub draws: fn(&Value) -> bool,
-    /// [`Stage::check`] on completed parameters.
-    pub check: fn(&Value) -> Vec<Problem>,
-    /// [`Stage::sources`] on completed parameters.
-    pub sources: fn(&Value) -> Vec<PathBuf>,
-    /// [`Stage::absent`] on completed parameters.
-    pub absent: fn(&Value) -> Vec<(&'static str, &'static str)>,
-    /// [`Stage::resources`] on completed parameters.
-    pub resources: fn(&Value) -> Resources,
     /// All that planning asks about parameters, decoded once.
     pub examine: fn(Value) -> Result<Examined, String>,
     /// Runs the stage on completed parameters and writes its outputs under the directory.
@@ -471,16 +463,12 @@ impl Entry {
                 let params: S::Params = serde_json::from_value(value.clone()).map_err(|e| e.to_string())?;
                 serde_json::to_value(&params).map_err(|e| e.to_string())
             },
-            draws: |value| decode::<S>(value).is_ok_and(|p| S::draws(&p)),
-            check: |value| decode::<S>(value).map(|p| S::check(&p)).unwrap_or_default(),
-            sources: |value| decode::<S>(value).map(|p| S::sources(&p)).unwrap_or_default(),
-            absent: |value| decode::<S>(value).map(|p| S::absent(&p)).unwrap_or_default(),
-            resources: |value| decode::<S>(value).map(|p| S::resources(&p)).unwrap_or_default(),
             examine: |value| {
                 let params: S::Params = serde_json::from_value(value).map_err(|e| e.to_string())?;
                 Ok(Examined {
                     draws: S::draws(&params),
                     problems: S::check(&params),
+                    sources: S::sources(&params),
                     absent: S::absent(&params),
                     resources: S::resources(&params),
                     params: serde_json::to_value(&params).map_err(|e| e.to_string())?,

@@ -74,7 +74,7 @@ pub fn gc(global: &Global, args: &GcArgs) -> Result<u8> {
             let args = PipelineArgs { pipeline: pipeline.clone(), profile, set: Vec::new() };
             let plan = project::load(global, &args)?.plan;
             let outlook = Outlook::of(&plan, &store)?;
-            policy.keep.extend((0..plan.nodes.len()).filter_map(|id| outlook.key(id)));
+            policy.keep.extend((0..plan.nodes.len()).filter_map(|id| outlook.keys[id]));
         }
     }
     let garbage = if args.delete { store.collect(&policy)? } else { store.garbage(&policy)? };

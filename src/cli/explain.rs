@@ -11,8 +11,7 @@ use crate::report::{self, explain};
 /// # Errors
 /// A bad pipeline, an unknown stage, an unusable cache.
 pub fn explain(global: &Global, args: &ExplainArgs) -> Result<u8> {
-    let loaded = project::load(global, &args.pipeline)?;
-    let store = loaded.project.look(global)?;
+    let (loaded, store) = project::load_and_look(global, &args.pipeline)?;
     let ids: Vec<usize> =
         (0..loaded.plan.nodes.len()).filter(|&id| resolve::is_called(&loaded.plan.nodes[id], &args.stage)).collect();
     if ids.is_empty() {

@@ -11,8 +11,7 @@ use crate::report;
 /// # Errors
 /// A bad pipeline, an unknown stage, a stage that was never started.
 pub fn logs(global: &Global, args: &LogsArgs) -> Result<u8> {
-    let loaded = project::load(global, &args.pipeline)?;
-    let store = loaded.project.look(global)?;
+    let (loaded, store) = project::load_and_look(global, &args.pipeline)?;
     let outlook = Outlook::of(&loaded.plan, &store)?;
     let mut found = false;
     for (id, node) in loaded.plan.nodes.iter().enumerate() {
@@ -20,7 +19,7 @@ pub fn logs(global: &Global, args: &LogsArgs) -> Result<u8> {
             continue;
         }
         found = true;
-        let Some(key) = outlook.key(id) else {
+        let Some(key) = outlook.keys[id] else {
             return Err(Error::user(format!("`{}` waits for results above it and was never started", node.label)));
         };
         let path = store.log_path(&key);

@@ -8,6 +8,7 @@ use crate::report::style::Style;
 use crate::store::{Missing, Store};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `runner.toml` at the project's root; everything in it is optional.
 #[derive(Debug, Default, Deserialize)]
@@ -48,6 +49,26 @@ pub fn load(global: &Global, args: &PipelineArgs) -> Result<Loaded> {
     let options = config::Options { profile: args.profile.clone(), set: args.set.clone(), style };
     let plan = plan::plan_file(&args.pipeline, &options)?;
     Ok(Loaded { project: Project::of(&args.pipeline)?, plan })
+}
+
+/// [`load`] and [`Project::look`] at once: the cache is opened, and looked at, while the pipeline is planned.
+///
+/// # Errors
+/// As both.
+pub fn load_and_look(global: &Global, args: &PipelineArgs) -> Result<(Loaded, Store)> {
+    let is_planned = AtomicBool::new(false);
+    let (loaded, store) = std::thread::scope(|scope| {
+        let look = scope.spawn(|| {
+            let store = Project::of(&args.pipeline)?.look(global)?;
+            store.warm(&is_planned);
+            Ok(store)
+        });
+        let loaded = load(global, args);
+        is_planned.store(true, Ordering::Relaxed);
+        let store: Result<Store> = look.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (loaded, store)
+    });
+    Ok((loaded?, store?))
 }
 
 impl Project {

@@ -20,8 +20,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// # Errors
 /// A bad pipeline, an unusable cache or device. Failed stages are in the exit code.
 pub fn run(global: &Global, args: &RunArgs) -> Result<u8> {
-    let loaded = project::load(global, &args.pipeline)?;
-    let store = loaded.project.store(global)?;
+    let (loaded, mut store) = project::load_and_look(global, &args.pipeline)?;
+    if !store.writable() {
+        store = loaded.project.store(global)?;
+    }
     let options = options(args, &loaded)?;
     let stops = on_signals()?;
     let guard = store.enter_run(&AtomicBool::new(false))?;

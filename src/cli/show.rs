@@ -21,8 +21,7 @@ const ROWS_AFTER_RUN: usize = 32;
 /// # Errors
 /// A bad pipeline, an unknown stage, a result that has not been computed.
 pub fn show(global: &Global, args: &ShowArgs) -> Result<u8> {
-    let loaded = project::load(global, &args.pipeline)?;
-    let store = loaded.project.look(global)?;
+    let (loaded, store) = project::load_and_look(global, &args.pipeline)?;
     let outlook = Outlook::of(&loaded.plan, &store)?;
     let style = Style::for_stdout(global.color);
     let Some(name) = &args.stage else {
@@ -102,7 +101,7 @@ fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) {
             lines.push(file_line(file, store));
         }
         objects.push(json!({
-            "node": node.label, "stage": node.entry.name, "stored": true, "key": outlook.key(id),
+            "node": node.label, "stage": node.entry.name, "stored": true, "key": outlook.keys[id],
             "seconds": hit.seconds, "peak_memory_mib": hit.peak_memory_mib, "headline": hit.headline,
             "outputs": hit.outputs.iter().map(|output| described(output, store)).collect::<Vec<_>>(),
         }));

@@ -23,8 +23,7 @@ pub fn status(global: &Global, args: &PlanArgs) -> Result<u8> {
 }
 
 fn print(global: &Global, args: &PlanArgs, text: fn(&[outlook::Row], Style) -> String) -> Result<u8> {
-    let loaded = project::load(global, &args.pipeline)?;
-    let store = loaded.project.look(global)?;
+    let (loaded, store) = project::load_and_look(global, &args.pipeline)?;
     let needed = needed(&loaded.plan, &args.stages)?;
     let found = Outlook::of(&loaded.plan, &store)?;
     let rows = outlook::rows(&loaded.plan, &found, &store, &needed)?;

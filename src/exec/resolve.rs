@@ -3,43 +3,64 @@
 //! `plan`, `status`, `explain` and `run` all come here, so a plan cannot disagree with the run that follows it.
 
 use crate::error::{Error, Result, ResultExt};
-use crate::plan::{Node, Plan};
-use crate::stage::Arity;
+use crate::plan::{Node, Plan, Source};
 use crate::store::Store;
 use crate::store::digest::Digest;
-use crate::store::key::{InputRef, PreImage, SourceRef};
+use crate::store::key::{Asked, InputRef, PreImage, SourceRef};
 use crate::store::records::{Hit, OutputRecord};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Takes a node's key from its parameters and the records of the nodes above.
+/// The key of a node, from its parameters and the records of the nodes above.
 ///
 /// `hits[i]` is what is stored of node `i`; every node above `id` must be.
 ///
 /// # Errors
 /// A source file that is missing or unreadable.
+pub fn key(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) -> Result<Digest> {
+    let node = &plan.nodes[id];
+    let mut inputs = Vec::with_capacity(node.inputs.len());
+    for (port, sources) in &node.inputs {
+        let mut refs = Vec::with_capacity(sources.len());
+        for source in sources {
+            let digest = output_of(plan, source.node, source.port, hits)?.digest;
+            // An anonymous label is for people: the key does without.
+            let label = if source.is_named { source.label.as_str() } else { "" };
+            refs.push(input_ref(source, digest, label));
+        }
+        inputs.push((*port, Cow::Owned(refs)));
+    }
+    let mut sources = Vec::with_capacity(node.sources.len());
+    for source in source_refs(plan, node, store)? {
+        sources.push(source.digest);
+    }
+    let asked = Asked {
+        stage: node.entry.name,
+        version: node.entry.version,
+        params: &node.params,
+        seed: node.seed,
+        inputs,
+        sources,
+    };
+    Ok(asked.key())
+}
+
+/// What the key of a node stands for.
+///
+/// # Errors
+/// As [`key`].
 pub fn pre_image(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) -> Result<PreImage> {
     let node = &plan.nodes[id];
     let mut inputs = BTreeMap::new();
-    for port in (node.entry.inputs)() {
-        let Some(sources) = node.inputs.get(port.name) else { continue };
-        let named = matches!(port.arity, Arity::Many | Arity::Any);
+    for (port, sources) in &node.inputs {
         let mut refs = Vec::with_capacity(sources.len());
         for source in sources {
-            let output = output_of(plan, source.node, source.port, hits)?;
-            refs.push(if named {
-                InputRef::named(output.digest, &source.label, point_map(&source.point))
-            } else {
-                InputRef::anonymous(output.digest, &source.label)
-            });
+            let digest = output_of(plan, source.node, source.port, hits)?.digest;
+            refs.push(input_ref(source, digest, &source.label));
         }
-        inputs.insert(port.name.to_string(), refs);
-    }
-    let mut sources = Vec::new();
-    for path in (node.entry.sources)(&node.params) {
-        let digest = store.sources().digest(&folder(plan).join(&path)).context(format!("stage `{}`", node.label))?;
-        sources.push(SourceRef { path: path.display().to_string(), digest });
+        inputs.insert((*port).to_string(), refs);
     }
     Ok(PreImage {
         stage: node.entry.name.to_string(),
@@ -47,8 +68,25 @@ pub fn pre_image(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) ->
         params: node.params.clone(),
         seed: node.seed,
         inputs,
-        sources,
+        sources: source_refs(plan, node, store)?,
     })
+}
+
+fn input_ref(source: &Source, digest: Digest, label: &str) -> InputRef {
+    if source.is_named {
+        InputRef::named(digest, label, point_map(&source.point))
+    } else {
+        InputRef::anonymous(digest, label)
+    }
+}
+
+fn source_refs(plan: &Plan, node: &Node, store: &Store) -> Result<Vec<SourceRef>> {
+    let mut refs = Vec::with_capacity(node.sources.len());
+    for path in &node.sources {
+        let digest = store.sources().digest(&folder(plan).join(path)).context(format!("stage `{}`", node.label))?;
+        refs.push(SourceRef { path: path.display().to_string(), digest });
+    }
+    Ok(refs)
 }
 
 /// The folder of the pipeline file: relative paths in a pipeline start there, and so do workers.
@@ -79,8 +117,8 @@ pub fn output_of<'a>(plan: &Plan, id: usize, port: &str, hits: &'a [Option<Hit>]
 pub struct Outlook {
     /// What is stored of each node.
     pub hits: Vec<Option<Hit>>,
-    /// The pre-image and the key of each node whose inputs are all stored.
-    pub asked: Vec<Option<(PreImage, Digest)>>,
+    /// The key of each node whose inputs are all stored.
+    pub keys: Vec<Option<Digest>>,
     /// Why a node's sources could not be read, by node.
     pub problems: Vec<Option<String>>,
 }
@@ -92,28 +130,20 @@ impl Outlook {
     /// A cache that cannot be read.
     pub fn of(plan: &Plan, store: &Store) -> Result<Outlook> {
         let n = plan.nodes.len();
-        let mut outlook = Outlook { hits: vec![None; n], asked: vec![None; n], problems: vec![None; n] };
+        let mut outlook = Outlook { hits: vec![None; n], keys: vec![None; n], problems: vec![None; n] };
         for id in 0..n {
             if plan.nodes[id].inputs.values().flatten().any(|source| outlook.hits[source.node].is_none()) {
                 continue;
             }
-            match pre_image(plan, id, &outlook.hits, store) {
-                Ok(pre_image) => {
-                    let key = pre_image.key();
+            match key(plan, id, &outlook.hits, store) {
+                Ok(key) => {
                     outlook.hits[id] = store.hit(&key)?;
-                    outlook.asked[id] = Some((pre_image, key));
+                    outlook.keys[id] = Some(key);
                 }
                 Err(error) => outlook.problems[id] = Some(error.to_string()),
             }
         }
         Ok(outlook)
-    }
-}
-
-impl Outlook {
-    /// The key of node `id`, if its inputs are all stored.
-    pub fn key(&self, id: usize) -> Option<Digest> {
-        self.asked[id].as_ref().map(|(_, key)| *key)
     }
 }
 

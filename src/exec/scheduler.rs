@@ -264,7 +264,7 @@ impl Scheduler<'_> {
 
     /// Whether the node's result is stored.
     fn look_up(&mut self, id: usize) -> Result<bool> {
-        let key = pre_image(self.plan, id, &self.hits, self.store)?.key();
+        let key = super::resolve::key(self.plan, id, &self.hits, self.store)?;
         if self.forced[id] {
             return Ok(false);
         }

@@ -10,7 +10,7 @@ use super::resolve::Resolved;
 use super::{Node, Plan, Source, Stages};
 use crate::config::Pipeline;
 use crate::config::matrix::{Axis, SEED};
-use crate::stage::Examined;
+use crate::stage::{Arity, Examined};
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashMap};
@@ -132,6 +132,7 @@ fn node(
         params: examined.params,
         seed,
         inputs,
+        sources: examined.sources,
         resources: examined.resources,
     })
 }
@@ -152,13 +153,14 @@ fn sources(
         let bound = inputs.entry(port.name).or_default();
         for reference in &input.references {
             let name = &pipeline.stages[reference.stage].name.name;
+            let is_named = matches!(port.arity, Arity::Many | Arity::Any);
             let mut bind = |source: usize, point: Vec<(String, Json)>| {
                 let info = stages.at(reference.stage, &points.indices(made[source].point)).info;
                 let Some(outputs) = info.map(|info| info.outputs.as_slice()) else { return };
                 let Some(output) = output_port(outputs, reference) else { return };
                 let is_default = outputs.first().is_some_and(|first| first.name == output.name);
                 let label = if is_default { name.clone() } else { format!("{name}.{}", output.name) };
-                bound.push(Source { node: source, port: output.name, label, point });
+                bound.push(Source { node: source, port: output.name, label, is_named, point });
             };
             let all = &nodes_of[reference.stage];
             if reference.is_gathered {

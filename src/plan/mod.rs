@@ -22,7 +22,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use resolve::{Names, Resolved};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is to be computed.
 pub struct Plan {
@@ -48,6 +48,8 @@ pub struct Node {
     pub seed: Option<u64>,
     /// What is bound to each input port, by port name.
     pub inputs: BTreeMap<&'static str, Vec<Source>>,
+    /// Files and folders outside the cache that it reads, as the user wrote them.
+    pub sources: Vec<PathBuf>,
     /// What it needs of the machine.
     pub resources: Resources,
 }
@@ -61,6 +63,8 @@ pub struct Source {
     pub port: &'static str,
     /// `model`, or `model.trace` when the port is not the default one; what tables show.
     pub label: String,
+    /// Whether the reading stage sees label and point: its port takes several artifacts.
+    pub is_named: bool,
     /// The point of the matrix that tells it from its siblings when it was gathered with `[*]`; empty otherwise.
     pub point: Vec<(String, Value)>,
 }

@@ -2,7 +2,7 @@
 
 use super::duration;
 use crate::error::Result;
-use crate::exec::resolve::Outlook;
+use crate::exec::resolve::{Outlook, pre_image};
 use crate::plan::Plan;
 use crate::store::Store;
 use crate::store::change::{Change, difference};
@@ -96,7 +96,7 @@ impl Verdict {
 }
 
 /// Judges node `id`.
-pub fn judge(plan: &Plan, outlook: &Outlook, previous: &Previous, id: usize) -> Verdict {
+pub fn judge(plan: &Plan, outlook: &Outlook, previous: &Previous, store: &Store, id: usize) -> Verdict {
     let node = &plan.nodes[id];
     if outlook.hits[id].is_some() {
         return Verdict::Stored;
@@ -104,14 +104,17 @@ pub fn judge(plan: &Plan, outlook: &Outlook, previous: &Previous, id: usize) -> 
     if let Some(problem) = &outlook.problems[id] {
         return Verdict::Blocked { problem: problem.clone() };
     }
-    let Some((pre_image, key)) = &outlook.asked[id] else {
+    let Some(key) = outlook.keys[id] else {
         let above = plan.upstream(id).into_iter().filter(|&up| outlook.hits[up].is_none());
         return Verdict::Waits { above: above.map(|up| plan.nodes[up].label.clone()).collect() };
     };
     match previous.record(&node.label) {
         None => Verdict::New,
-        Some(record) if record.key == *key => Verdict::Lost,
-        Some(record) => Verdict::Changed { changes: difference(&record.pre_image, pre_image) },
+        Some(record) if record.key == key => Verdict::Lost,
+        Some(record) => match pre_image(plan, id, &outlook.hits, store) {
+            Ok(now) => Verdict::Changed { changes: difference(&record.pre_image, &now) },
+            Err(error) => Verdict::Blocked { problem: error.to_string() },
+        },
     }
 }
 
@@ -135,17 +138,18 @@ pub struct Explanation {
 /// An unreadable cache.
 pub fn explain(plan: &Plan, outlook: &Outlook, previous: &Previous, store: &Store, id: usize) -> Result<Explanation> {
     let node = &plan.nodes[id];
-    let verdict = judge(plan, outlook, previous, id);
+    let verdict = judge(plan, outlook, previous, store, id);
     let mut above = Vec::new();
     let mut queue = plan.upstream(id);
     let mut seen = queue.clone();
     while !queue.is_empty() {
         let up = queue.remove(0);
-        let cause = judge(plan, outlook, previous, up);
-        let changed = match (&cause, &outlook.asked[up], previous.record(&plan.nodes[up].label)) {
+        let cause = judge(plan, outlook, previous, store, up);
+        let changed = match (&cause, outlook.keys[up], previous.record(&plan.nodes[up].label)) {
             // Stored, but not from what the last run used: the change has been computed already.
-            (Verdict::Stored, Some((now, key)), Some(before)) if before.key != *key => {
-                Some(Verdict::Changed { changes: difference(&before.pre_image, now) })
+            (Verdict::Stored, Some(key), Some(before)) if before.key != key => {
+                let now = pre_image(plan, up, &outlook.hits, store)?;
+                Some(Verdict::Changed { changes: difference(&before.pre_image, &now) })
             }
             (Verdict::Stored, _, _) => None,
             _ => Some(cause),
@@ -160,7 +164,7 @@ pub fn explain(plan: &Plan, outlook: &Outlook, previous: &Previous, store: &Stor
             }
         }
     }
-    let record = match outlook.key(id) {
+    let record = match outlook.keys[id] {
         Some(key) if outlook.hits[id].is_some() => store.record(&key)?,
         _ => None,
     };

@@ -35,8 +35,8 @@ pub fn rows(plan: &Plan, outlook: &Outlook, store: &Store, needed: &[bool]) -> R
         rows.push(Row {
             label: node.label.clone(),
             stage: node.entry.name,
-            verdict: judge(plan, outlook, &previous, id),
-            key: outlook.key(id).map(|key| key.short()),
+            verdict: judge(plan, outlook, &previous, store, id),
+            key: outlook.keys[id].map(|key| key.short()),
             seconds: hit.map(|h| h.seconds).or(before.map(|r| r.seconds)),
             headline: hit.and_then(|h| h.headline.clone()),
         });

@@ -1,11 +1,11 @@
 //! Blobs: files under the digest of their content, `blobs/ab/<62 more digits>`, read-only and never modified
 //! (invariant 5).
 
-use super::digest::Digest;
+use super::digest::{Digest, DigestMap};
 use super::disk::{self, CacheIo};
 use crate::artifact::FileEntry;
 use crate::error::{Error, Result};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +17,7 @@ pub struct Blobs {
     root: PathBuf,
     quarantine: PathBuf,
     /// Sizes of blobs that were seen; a run asks for the same blob again and again.
-    seen: Mutex<HashMap<Digest, u64>>,
+    seen: Mutex<DigestMap<u64>>,
 }
 
 /// What a look at a blob's content said.
@@ -159,7 +159,7 @@ impl Blobs {
         Ok(blobs)
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {
+    fn seen(&self) -> std::sync::MutexGuard<'_, DigestMap<u64>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,6 +7,7 @@
 use super::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Everything that a key stands for.
@@ -66,17 +67,48 @@ pub struct SourceRef {
     pub digest: Digest,
 }
 
+/// What is asked, with its parts where they lie: a look-up copies no parameters.
+pub struct Asked<'a> {
+    /// As [`PreImage::stage`].
+    pub stage: &'a str,
+    /// As [`PreImage::version`].
+    pub version: u32,
+    /// As [`PreImage::params`].
+    pub params: &'a Value,
+    /// As [`PreImage::seed`].
+    pub seed: Option<u64>,
+    /// As [`PreImage::inputs`], sorted by port.
+    pub inputs: Vec<(&'a str, Cow<'a, [InputRef]>)>,
+    /// The digests of [`PreImage::sources`].
+    pub sources: Vec<Digest>,
+}
+
 impl PreImage {
-    /// The key: BLAKE3 of the pre-image's canonical form.
+    /// The key.
+    pub fn key(&self) -> Digest {
+        Asked {
+            stage: &self.stage,
+            version: self.version,
+            params: &self.params,
+            seed: self.seed,
+            inputs: self.inputs.iter().map(|(port, refs)| (port.as_str(), Cow::Borrowed(refs.as_slice()))).collect(),
+            sources: self.sources.iter().map(|source| source.digest).collect(),
+        }
+        .key()
+    }
+}
+
+impl Asked<'_> {
+    /// The key: BLAKE3 of the canonical form.
     ///
     /// Every part is tagged or counted and every text carries its length, so different pre-images never share a form.
     /// Object keys are sorted; floats enter by their bits.
     pub fn key(&self) -> Digest {
         let mut form = Form(Vec::with_capacity(512));
         form.text("stage");
-        form.text(&self.stage);
+        form.text(self.stage);
         form.number(u64::from(self.version));
-        form.value(&self.params);
+        form.value(self.params);
         match self.seed {
             Some(seed) => {
                 form.0.push(b'+');
@@ -89,13 +121,13 @@ impl PreImage {
         for (port, refs) in bound() {
             form.text(port);
             form.number(refs.len() as u64);
-            for input in refs {
+            for input in refs.iter() {
                 form.input(input);
             }
         }
         form.number(self.sources.len() as u64);
-        for source in &self.sources {
-            form.0.extend_from_slice(&source.digest.0);
+        for digest in &self.sources {
+            form.0.extend_from_slice(&digest.0);
         }
         blake3::Hasher::new_derive_key("runner 2026-11 key of a stage").update(&form.0).finalize().into()
     }
@@ -160,7 +192,7 @@ impl Form {
             }
             Value::Object(fields) => {
                 let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
-                fields.sort_by_key(|(name, _)| *name);
+                fields.sort_unstable_by_key(|(name, _)| *name);
                 self.0.push(b'o');
                 self.number(fields.len() as u64);
                 for (name, value) in fields {

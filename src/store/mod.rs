@@ -40,6 +40,7 @@ use records::{Hit, Index, Inserted, OutputRecord, Record};
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A cache, opened. Safe to share between threads; other processes may use the same cache.
@@ -148,6 +149,18 @@ impl Store {
     /// An index that cannot be read at all. Damage is a miss and a warning (invariant 6).
     pub fn hit(&self, key: &Digest) -> Result<Option<Hit>> {
         Ok(self.index.hit(key)?.filter(|hit| self.are_present(key, &hit.outputs)))
+    }
+
+    /// Looks for the blobs of the newest records until told to stop, so that [`Store::hit`] finds them seen.
+    ///
+    /// Looking is most of what a run that finds everything stored waits for; it is done while the pipeline is planned.
+    pub fn warm(&self, stop: &AtomicBool) {
+        self.index.newest(&mut |hit| {
+            hit.outputs.iter().flat_map(|output| &output.files).for_each(|file| {
+                self.blobs.present(file);
+            });
+            !stop.load(Ordering::Relaxed)
+        });
     }
 
     /// [`Store::hit`] for many keys, in their order.

@@ -64,10 +64,15 @@ fn sum<const N: usize>(bytes: &[u8]) -> [u8; N] {
 impl Header {
     /// The header at the beginning of `bytes`, if there is an undamaged one.
     pub fn decode(bytes: &[u8]) -> Option<Header> {
-        let bytes = bytes.get(..HEADER)?;
-        if bytes[..4] != MAGIC || sum::<8>(&bytes[..80]) != bytes[80..] {
+        let header = bytes.get(..HEADER)?;
+        if header[..4] != MAGIC || sum::<8>(&header[..80]) != header[80..] {
             return None;
         }
+        Header::decode_checked(header)
+    }
+
+    /// The same of bytes that [`Header::decode`] has accepted before.
+    pub fn decode_checked(bytes: &[u8]) -> Option<Header> {
         let kind = match u32::from_le_bytes(array(bytes, 4)?) {
             1 => Kind::Record,
             2 => Kind::Deviation,

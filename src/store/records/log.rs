@@ -9,11 +9,10 @@
 use super::entry::{self, HEADER, Header, Kind, MAGIC as ENTRY_MAGIC};
 use super::{Fate, Hit, Index, Inserted, Record};
 use crate::error::Result;
-use crate::store::digest::Digest;
+use crate::store::digest::{Digest, DigestMap};
 use crate::store::disk::{self, CacheIo, Durability};
 use crate::store::warning::Warnings;
 use memmap2::Mmap;
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::ops::Range;
@@ -44,7 +43,7 @@ struct State {
     /// Stretches before `walked` that are no entries.
     damage: Vec<Range<usize>>,
     /// Where each key's entries begin, first one first. There are several only if an earlier one was damaged.
-    records: HashMap<Digest, Places>,
+    records: DigestMap<Places>,
     /// Where deviations begin.
     deviations: Vec<(Digest, usize)>,
 }
@@ -152,6 +151,23 @@ impl Log {
 }
 
 impl Index for Log {
+    fn newest(&self, visit: &mut dyn FnMut(&Hit) -> bool) {
+        // What cannot be read now is told when it is asked for.
+        if self.fresh().is_err() {
+            return;
+        }
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let mut places: Vec<usize> = state.records.values().map(|places| places.first).collect();
+        places.sort_unstable();
+        for at in places.into_iter().rev() {
+            if let Some(hit) = state.entry(at).and_then(|(header, bytes)| header.hit(bytes))
+                && !visit(&hit)
+            {
+                return;
+            }
+        }
+    }
+
     fn hit(&self, key: &Digest) -> Result<Option<Hit>> {
         let found = self.find(|state| state.find(key, |header, bytes| header.hit(bytes)))?;
         if found.is_none() && self.state.read().unwrap_or_else(PoisonError::into_inner).records.contains_key(key) {
@@ -251,7 +267,8 @@ impl State {
 
     fn entry(&self, at: usize) -> Option<(Header, &[u8])> {
         let bytes = self.bytes().get(at..)?;
-        Some((Header::decode(bytes)?, bytes))
+        // The walk has checked it, and a mapping does not change.
+        Some((Header::decode_checked(bytes)?, bytes))
     }
 
     fn find<T>(&self, key: &Digest, decode: impl Fn(Header, &[u8]) -> Option<T>) -> Option<T> {
