@@ -24,6 +24,7 @@ pub const STAGES: &[Entry] = &[
     Entry::of::<plot::samples::Samples>(),
     Entry::of::<poison::badnet::BadNet>(),
     Entry::of::<poison::blend::Blend>(),
+    Entry::of::<poison::wanet::WaNet>(),
     Entry::of::<purify::fine_tune::FineTune>(),
     Entry::of::<test::echo::Echo>(),
     Entry::of::<test::sink::Sink>(),

@@ -3,4 +3,8 @@
 pub mod badnet;
 pub mod blend;
 pub mod overlay;
+mod params;
+pub mod pattern;
 pub mod selection;
+pub mod wanet;
+pub mod warp;
