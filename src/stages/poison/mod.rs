@@ -1,7 +1,9 @@
 //! Attacks on a training set.
 
+pub mod adaptive_blend;
 pub mod badnet;
 pub mod blend;
+pub mod label_consistent;
 pub mod overlay;
 mod params;
 pub mod pattern;

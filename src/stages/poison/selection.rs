@@ -144,6 +144,11 @@ impl Poisoning {
         }
     }
 
+    /// The number of training images in `of`, given their true classes.
+    pub fn n_of(&self, classes: &[i64]) -> usize {
+        classes.iter().filter(|&&class| self.of.has(class, self.target as i64)).count()
+    }
+
     /// The training images to poison, without covers.
     ///
     /// # Errors
@@ -171,7 +176,7 @@ impl Poisoning {
     fn rows(&self, classes: &[i64], n_classes: usize, mut stream: Stream) -> Result<Vec<usize>> {
         let target = self.target as i64;
         let group = |group: Group| (0..classes.len()).filter(move |&row| group.has(classes[row], target));
-        let n_of = group(self.of).count();
+        let n_of = self.n_of(classes);
         let n_poisoned = self.rate.of(n_of);
         let pool_group = self.pool.unwrap_or(self.of);
         let asked = || format!("`rate = {}` of {n_of} images (`of = \"{}\"`)", self.rate.get(), self.of.name());
