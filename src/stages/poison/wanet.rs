@@ -232,7 +232,7 @@ mod tests {
             assert_eq!((row.backdoor, row.clean + row.cover), (10, 90), "class {class}");
             assert_eq!(row.relabelled, if class == 0 { 0 } else { 10 });
         }
-        // The information-bottleneck code: no covers; 950 of 1,000 images of the test set's kind stay.
+        // The information-bottleneck code: no covers; class 0 has its own 100 images and 10 of each other class.
         let made = run(0, Params { selection, ..legacy() }, &clean).unwrap().dataset;
         let attack = made.about.attack.as_ref().unwrap();
         assert_eq!((attack.n_backdoor, attack.n_cover), (100, 0));
