@@ -16,6 +16,9 @@
 //! | clean-label, share of all (BackdoorBench) | `of = "all"`, `pool = "target"` |
 //! | IB-backdoor: the last tenth of every class | `of = "all"`, `selection = "last-of-class"` |
 //!
+//! Some attacks add covers: images that carry the trigger, or something like it, and keep their label. They never
+//! overlap with the poisoned images, are not part of `rate`, and have a role of their own in the dataset.
+//!
 //! Poisoned images replace the originals: number and order of the training images stay. Images of the target class
 //! that the pool lets in get the trigger, keep their label and count as poisoned.
 
