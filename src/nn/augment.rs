@@ -44,6 +44,20 @@ impl Normalise {
         Normalise { scale: [1.0 / 255.0; BLOCK], shift: [0.0; BLOCK] }
     }
 
+    /// Factor of every channel: `d normalised / d value`.
+    pub fn scale(&self) -> [f32; 3] {
+        [self.scale[0], self.scale[1], self.scale[2]]
+    }
+
+    /// Pixels between bytes: `source` f32 [n, 3] in 0..255 into `target` f32 [n, 3]; whole values as those of images.
+    pub fn floats(&self, source: &[f32], target: &mut [f32]) {
+        for (source, target) in source.chunks(BLOCK).zip(target.chunks_mut(BLOCK)) {
+            for (((value, &pixel), scale), shift) in target.iter_mut().zip(source).zip(&self.scale).zip(&self.shift) {
+                *value = pixel * scale + shift;
+            }
+        }
+    }
+
     /// Whole pixels: `source` u8 [n, 3] into `target` f32 [n, 3].
     fn pixels(&self, source: &[u8], target: &mut [f32]) {
         for (source, target) in source.chunks(BLOCK).zip(target.chunks_mut(BLOCK)) {
@@ -217,6 +231,18 @@ mod tests {
                 check_window(size, by, true);
             }
         }
+    }
+
+    #[test]
+    fn whole_floats_are_normalised_like_bytes() {
+        let split = split(1, (5, 7));
+        let normalise = Normalise::new([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]).unwrap();
+        let (mut bytes, mut floats) = (vec![0.0; 105], vec![0.0; 105]);
+        plain(&split, &[0], &normalise, &mut bytes).unwrap();
+        let pixels: Vec<f32> = split.image(0).iter().copied().map(f32::from).collect();
+        normalise.floats(&pixels, &mut floats);
+        assert_eq!(bytes, floats);
+        assert!(normalise.scale().iter().zip([0.25, 0.24, 0.26]).all(|(s, std)| (s * 255.0 * std - 1.0).abs() < 1e-6));
     }
 
     #[test]

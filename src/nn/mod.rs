@@ -19,6 +19,7 @@ pub mod loss;
 mod models;
 pub mod network;
 pub mod optim;
+pub mod pgd;
 pub mod predict;
 pub mod schedule;
 mod tape;

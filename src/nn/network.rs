@@ -272,6 +272,11 @@ impl Network {
         }
     }
 
+    /// Whether they do.
+    pub fn wants_input_grad(&self) -> bool {
+        self.wants_input_grad
+    }
+
     /// Gradient on the images of the last backward pass, [n, H, W, 3].
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! The environment steers the Hub client, and a process cannot change its own safely; so every download happens in a
 //! process of its own: this test binary, started again for [`in_a_process_of_its_own`].
 
+use crate::harness::{Project, Ran};
 use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
@@ -13,6 +14,7 @@ use runner::stage::{Context, Stage};
 use runner::stages::data::cifar10::{Cifar10, dataset, embedded, hub, pin};
 use runner::stages::data::hub::Config;
 use runner::stages::data::images::Images;
+use runner::stages::data::parquet::{Layout, read};
 use runner::store::digest::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -136,11 +138,17 @@ fn answer(
 
 /// A Parquet file as the Hub has it: PNG images in a structure, labels, several row groups.
 fn parquet(images: &Images) -> Vec<u8> {
-    let schema = "message schema {
-        OPTIONAL group img { OPTIONAL BYTE_ARRAY bytes; OPTIONAL BYTE_ARRAY path (UTF8); }
-        OPTIONAL INT64 label;
-    }";
-    let schema = Arc::new(parse_message_type(schema).expect("a schema"));
+    parquet_of(images, "img", png)
+}
+
+fn parquet_of(images: &Images, column: &str, png: fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    let schema = format!(
+        "message schema {{
+            OPTIONAL group {column} {{ OPTIONAL BYTE_ARRAY bytes; OPTIONAL BYTE_ARRAY path (UTF8); }}
+            OPTIONAL INT64 label;
+        }}"
+    );
+    let schema = Arc::new(parse_message_type(&schema).expect("a schema"));
     let properties = Arc::new(WriterProperties::builder().set_compression(Compression::SNAPPY).build());
     let mut file = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut file, schema, properties).expect("a writer");
@@ -148,10 +156,10 @@ fn parquet(images: &Images) -> Vec<u8> {
         let n = labels.len();
         let pngs: Vec<ByteArray> = pixels.chunks(images.image_bytes()).map(|image| png(image).into()).collect();
         let mut group = writer.next_row_group().expect("a group");
-        let mut column = group.next_column().expect("a column").expect("img.bytes");
+        let mut column = group.next_column().expect("a column").expect("bytes");
         column.typed::<ByteArrayType>().write_batch(&pngs, Some(&vec![2; n]), None).expect("written");
         column.close().expect("closed");
-        let mut column = group.next_column().expect("a column").expect("img.path");
+        let mut column = group.next_column().expect("a column").expect("path");
         column.typed::<ByteArrayType>().write_batch(&[], Some(&vec![1; n]), None).expect("written");
         column.close().expect("closed");
         let mut column = group.next_column().expect("a column").expect("label");
@@ -410,4 +418,67 @@ fn no_flipped_bit_gives_other_images() {
         }
     }
     assert!(found > 100, "only {found} of 150 flipped bits were found");
+}
+
+/// MNIST on the Hub: grey PNG images in the column `image`.
+#[test]
+fn grey_images_of_another_column_become_rgb() {
+    fn grey_png(image: &[u8]) -> Vec<u8> {
+        let grey = image.iter().step_by(3).copied().collect();
+        let image = image::GrayImage::from_raw(28, 28, grey).expect("an image");
+        let mut file = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut file, image::ImageFormat::Png).expect("written");
+        file.into_inner()
+    }
+    let pixels = (0..3 * 784usize).flat_map(|i| [(i * 7 % 256) as u8; 3]).collect();
+    let images = Images { size: (28, 28), pixels, labels: vec![5, 0, 4] };
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("train.parquet");
+    std::fs::write(&path, parquet_of(&images, "image", grey_png)).expect("written");
+    let layout = Layout { size: (28, 28), image: "image", n: 3 };
+    assert_eq!(read(&path, layout), Ok(images));
+    let other = read(&path, Layout { image: "img", ..layout }).expect_err("another column");
+    assert_eq!(other, "a row has no `img.bytes` or no `label`");
+    let other = read(&path, Layout { size: (32, 32), ..layout }).expect_err("another size");
+    assert_eq!(other, "image 0: expected 32x32 pixels, found 28x28");
+}
+
+/// Runs one data stage without a network, with `home` as HF_HOME.
+fn run_offline(stage: &str, home: &Path) -> Ran {
+    let project = Project::new();
+    project.write("p.toml", &format!("name = \"p\"\n[stages.clean]\nstage = \"{stage}\"\n"));
+    let mut command = project.command(&["run", "p.toml"]);
+    for variable in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
+        command.env_remove(variable);
+    }
+    Ran::of(command.env("HF_HOME", home).env("HF_HUB_OFFLINE", "1").output().expect("started"))
+}
+
+/// A published dataset without images names the ways to them; and a file in the cache that is not what it should be is
+/// damaged.
+#[test]
+fn published_datasets_offline() {
+    let check = |stage: &str, repository: &str, revision: &str, folder: &str| {
+        let home = tempfile::tempdir().expect("a folder");
+        let ran = run_offline(stage, home.path());
+        assert_eq!(ran.code, 1, "{}", ran.err);
+        for part in ["HF_HUB_OFFLINE is set", "there are two ways to the images", "HF_ENDPOINT names a mirror"] {
+            assert!(ran.err.contains(part), "{part} in: {}", ran.err);
+        }
+        let cached = home.path().join(format!("hub/datasets--{repository}/snapshots/{revision}/{folder}"));
+        std::fs::create_dir_all(&cached).expect("a folder");
+        let images = Images { size: (32, 32), pixels: vec![0; 3072], labels: vec![1] };
+        let file = cached.join("train-00000-of-00001.parquet");
+        std::fs::write(&file, parquet_of(&images, "image", png)).expect("written");
+        let ran = run_offline(stage, home.path());
+        assert!(ran.err.contains("is damaged: expected ") && ran.err.contains("images, found 1"), "{}", ran.err);
+    };
+    check("data/mnist", "ylecun--mnist", "77f3279092a1c1579b2250db8eafed0ad422088c", "mnist");
+    check(
+        "data/fashion_mnist",
+        "zalando-datasets--fashion_mnist",
+        "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2",
+        "fashion_mnist",
+    );
+    check("data/svhn", "ufldl-stanford--svhn", "f9e1717d73324ebbc1ece84267ccd80d0aca0690", "cropped_digits");
 }

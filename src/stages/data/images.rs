@@ -68,6 +68,34 @@ impl Images {
         chosen
     }
 
+    /// These images with `n` black pixels more on every side.
+    pub fn padded(&self, n: usize) -> Images {
+        let (height, width) = self.size;
+        let mut padded = Images::with_capacity((height + 2 * n, width + 2 * n), self.len());
+        padded.labels.extend_from_slice(&self.labels);
+        let (row, margin) = (3 * (width + 2 * n), 3 * n);
+        padded.pixels.resize(self.len() * padded.image_bytes(), 0);
+        for (source, target) in
+            self.pixels.chunks_exact(self.image_bytes()).zip(padded.pixels.chunks_exact_mut(row * (height + 2 * n)))
+        {
+            for (source, target) in source.chunks_exact(3 * width).zip(target.chunks_exact_mut(row).skip(n)) {
+                target[margin..margin + 3 * width].copy_from_slice(source);
+            }
+        }
+        padded
+    }
+
+    /// The number of images of each class, `n_classes` of them; labels beyond are not counted.
+    pub fn counts(&self, n_classes: usize) -> Vec<usize> {
+        let mut counts = vec![0; n_classes];
+        for &label in &self.labels {
+            if let Some(count) = usize::try_from(label).ok().and_then(|label| counts.get_mut(label)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
     /// The first `n` images of each class, in the order in which they stand.
     ///
     /// # Errors
@@ -195,6 +223,16 @@ mod tests {
         let mut images = Images::with_capacity((1, 2), 1);
         images.push_planar(&[1, 2, 3, 4, 5, 6], 7);
         assert_eq!((images.pixels, images.labels), (vec![1, 3, 5, 2, 4, 6], vec![7]));
+    }
+
+    #[test]
+    fn padding_puts_black_around() {
+        let one = Images { size: (1, 2), pixels: vec![1, 2, 3, 4, 5, 6], labels: vec![0] };
+        let [k, a, b] = [[0, 0, 0], [1, 2, 3], [4, 5, 6]];
+        let expected = [k, k, k, k, k, a, b, k, k, k, k, k].concat();
+        assert_eq!(one.padded(1), Images { size: (3, 4), pixels: expected, labels: vec![0] });
+        assert_eq!(one.padded(0), one);
+        assert_eq!(images(&[1, 0, 1, 5]).counts(2), [1, 2]);
     }
 
     #[test]

@@ -5,7 +5,15 @@
 
 pub mod cifar10;
 pub mod clean_split;
+pub mod fashion_mnist;
 pub mod folder;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod idx;
 pub mod images;
+pub mod mat;
+pub mod mnist;
+#[cfg(feature = "hub")]
+pub mod parquet;
+pub mod published;
+pub mod svhn;

@@ -11,7 +11,8 @@
 //!   `labels = "all-to-all"`.
 
 use super::overlay::{Channels, Overlay, Picture, Place};
-use super::selection::{Description, Group, Labels, Poisoning, RATE, Selection, poison};
+use super::params::params;
+use super::selection::{Description, RATE, Selection, poison};
 use crate::artifact::Dataset;
 use crate::error::{Error, Result};
 use crate::param::{Count, Fraction};
@@ -21,67 +22,32 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Poisons a dataset with a patch (BadNets).
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Params {
-    /// Share of the training images in `of` to poison; the number is rounded down.
-    pub rate: Fraction,
-    /// What `rate` is a share of.
-    pub of: Group,
-    /// Which training images may be chosen; those of `of` if not given.
-    pub pool: Option<Group>,
-    /// Which of them are chosen.
-    pub selection: Selection,
-    /// Which label a triggered image gets.
-    pub labels: Labels,
-    /// The target class, by number from 0; not read with `labels = "all-to-all"`.
-    pub target: usize,
-    /// What the patch shows.
-    pub patch: Patch,
-    /// Rows and columns of the patch: 5 if not given, or the picture's own size with `patch = "image"`.
-    pub size: Option<Count>,
-    /// The patch's uppermost row; a negative one counts from the bottom, so that -3 is the third row from there.
-    pub row: i64,
-    /// The patch's leftmost column; a negative one counts from the right.
-    pub column: i64,
-    /// Weight of the patch: 1 replaces the pixels below it.
-    pub alpha: Fraction,
-    /// Red, green and blue of a solid patch, and of `#` in a pattern.
-    pub colour: [u8; 3],
-    /// Red, green and blue of `.` in a pattern.
-    pub background: [u8; 3],
-    /// The rows of a pattern: `#` is `colour`, `.` is `background`, a blank leaves the image.
-    pub pattern: Vec<String>,
-    /// Path of a picture (PNG, JPEG, WebP, PNM); see-through pixels leave the image.
-    pub image: Option<String>,
-    /// Whether a random patch is grey.
-    pub grey: bool,
-    /// Whether each class has its own random patch, chosen by the image's true class.
-    pub per_class: bool,
-}
-
-impl Default for Params {
-    fn default() -> Params {
-        Params {
-            rate: RATE,
-            of: Group::All,
-            pool: None,
-            selection: Selection::Random,
-            labels: Labels::AllToOne,
-            target: 0,
-            patch: Patch::Solid,
-            size: None,
-            row: 0,
-            column: 0,
-            alpha: Fraction::ONE,
-            colour: [255, 0, 0],
-            background: [0, 0, 0],
-            pattern: Vec::new(),
-            image: None,
-            grey: false,
-            per_class: false,
-        }
+params! {
+    /// Poisons a dataset with a patch (BadNets).
+    pub struct Params {
+        rate = RATE;
+        /// What the patch shows.
+        patch: Patch = Patch::Solid,
+        /// Rows and columns of the patch: 5 if not given, or the picture's own size with `patch = "image"`.
+        size: Option<Count> = None,
+        /// The patch's uppermost row; a negative one counts from the bottom, so that -3 is the third row from there.
+        row: i64 = 0,
+        /// The patch's leftmost column; a negative one counts from the right.
+        column: i64 = 0,
+        /// Weight of the patch: 1 replaces the pixels below it.
+        alpha: Fraction = Fraction::ONE,
+        /// Red, green and blue of a solid patch, and of `#` in a pattern.
+        colour: [u8; 3] = [255, 0, 0],
+        /// Red, green and blue of `.` in a pattern.
+        background: [u8; 3] = [0, 0, 0],
+        /// The rows of a pattern: `#` is `colour`, `.` is `background`, a blank leaves the image.
+        pattern: Vec<String> = Vec::new(),
+        /// Path of a picture (PNG, JPEG, WebP, PNM); see-through pixels leave the image.
+        image: Option<String> = None,
+        /// Whether a random patch is grey.
+        grey: bool = false,
+        /// Whether each class has its own random patch, chosen by the image's true class.
+        per_class: bool = false,
     }
 }
 
@@ -174,9 +140,10 @@ impl Stage for BadNet {
             parameters["image"] = digest.to_string().into();
         }
         let description = Description { name: "badnet", parameters };
-        poison(cx, clean, &params.poisoning(), &description, |image, class| {
+        let chosen = params.poisoning().choose(cx, &clean)?;
+        poison(cx, clean, &params.poisoning(), &chosen, &description, |image, sample| {
             // One overlay for all classes, or one each.
-            if let Some(overlay) = overlays.get(class as usize).or(overlays.first()) {
+            if let Some(overlay) = overlays.get(sample.class as usize).or(overlays.first()) {
                 overlay.stamp(image);
             }
         })
@@ -184,11 +151,6 @@ impl Stage for BadNet {
 }
 
 impl Params {
-    fn poisoning(&self) -> Poisoning {
-        let &Params { rate, of, pool, selection, labels, target, .. } = self;
-        Poisoning { rate, of, pool, selection, labels, target }
-    }
-
     /// The patch in images of `size`, one per class if asked for; and the digest of the picture, if it is one.
     fn overlays(&self, cx: &Context, size: (usize, usize), n_classes: usize) -> Result<(Vec<Overlay>, Option<Digest>)> {
         let at = (self.row, self.column);

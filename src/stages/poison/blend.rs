@@ -7,57 +7,27 @@
 //! * FIP: the defaults with `of = "non-target"` (coloured noise, weight 0.2).
 //! * IB-backdoor: `pattern = "grey-noise"`, `alpha = 0.3`, `selection = "last-of-class"`.
 //! * BackdoorBench: `pattern = "image"` with its picture, weight 0.2.
-//!
-//! The noise is uniform on 0..255, drawn once from the seed; published systems ship a stored picture instead, which
-//! `pattern = "image"` takes.
 
-use super::overlay::{Channels, Overlay, Picture, Place};
-use super::selection::{Description, Group, Labels, Poisoning, RATE, Selection, poison};
+use super::overlay::{Overlay, Place};
+use super::params::params;
+use super::pattern::Pattern;
+use super::selection::{Description, RATE, Selection, poison};
 use crate::artifact::Dataset;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::param::Fraction;
 use crate::stage::{Context, Problem, Resources, Stage};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Poisons a dataset with a picture that is mixed into the whole image.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Params {
-    /// Share of the training images in `of` to poison; the number is rounded down.
-    pub rate: Fraction,
-    /// What `rate` is a share of.
-    pub of: Group,
-    /// Which training images may be chosen; those of `of` if not given.
-    pub pool: Option<Group>,
-    /// Which of them are chosen.
-    pub selection: Selection,
-    /// Which label a triggered image gets.
-    pub labels: Labels,
-    /// The target class, by number from 0; not read with `labels = "all-to-all"`.
-    pub target: usize,
-    /// What is mixed in.
-    pub pattern: Pattern,
-    /// Path of a picture (PNG, JPEG, WebP, PNM), resized to the images; see-through pixels leave the image.
-    pub image: Option<String>,
-    /// Weight of the pattern.
-    pub alpha: Fraction,
-}
-
-impl Default for Params {
-    fn default() -> Params {
-        Params {
-            rate: RATE,
-            of: Group::All,
-            pool: None,
-            selection: Selection::Random,
-            labels: Labels::AllToOne,
-            target: 0,
-            pattern: Pattern::ColourNoise,
-            image: None,
-            alpha: ALPHA,
-        }
+params! {
+    /// Poisons a dataset with a picture that is mixed into the whole image.
+    pub struct Params {
+        rate = RATE;
+        /// What is mixed in.
+        pattern: Pattern = Pattern::ColourNoise,
+        /// Path of a picture (PNG, JPEG, WebP, PNM), resized to the images; see-through pixels leave the image.
+        image: Option<String> = None,
+        /// Weight of the pattern.
+        alpha: Fraction = ALPHA,
     }
 }
 
@@ -66,19 +36,6 @@ const ALPHA: Fraction = match Fraction::new(0.2) {
     Some(alpha) => alpha,
     None => Fraction::ONE,
 };
-
-/// What is mixed in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pattern {
-    /// Uniform noise, three independent channels, drawn once from the seed.
-    #[default]
-    ColourNoise,
-    /// Uniform noise, three equal channels, drawn once from the seed.
-    GreyNoise,
-    /// The picture in the file `image`.
-    Image,
-}
 
 crate::ports! {
     /// What is poisoned.
@@ -104,12 +61,7 @@ impl Stage for Blend {
 
     fn check(params: &Params) -> Vec<Problem> {
         let mut problems = params.poisoning().check();
-        let (message, hint) = match (params.pattern == Pattern::Image, &params.image) {
-            (true, None) => ("is missing", "the path of a picture, such as `image = \"trigger.png\"`"),
-            (false, Some(_)) => ("is not read", "set `pattern = \"image\"`"),
-            _ => return problems,
-        };
-        problems.push(Problem { parameter: "image", message: message.into(), hint: Some(hint.into()) });
+        problems.extend(params.pattern.check(params.image.as_deref()));
         problems
     }
 
@@ -125,28 +77,16 @@ impl Stage for Blend {
         let clean = inputs.clean;
         let size = clean.train.size;
         let mut parameters = serde_json::to_value(&params)?;
-        let picture = match params.pattern {
-            Pattern::ColourNoise => Picture::noise(size, Channels::Colour, &mut cx.rng("pattern")),
-            Pattern::GreyNoise => Picture::noise(size, Channels::Grey, &mut cx.rng("pattern")),
-            Pattern::Image => {
-                let path = params.image.as_deref().ok_or_else(|| Error::user("`image` is missing"))?;
-                let (picture, digest) = Picture::read(Path::new(path), Some(size))?;
-                // The content, not where it lay.
-                parameters["image"] = digest.to_string().into();
-                picture
-            }
-        };
+        let (picture, digest) = params.pattern.picture(cx, params.image.as_deref(), size)?;
+        if let Some(digest) = digest {
+            // The content, not where it lay.
+            parameters["image"] = digest.to_string().into();
+        }
         let place = Place::of(picture.size, (0, 0), size)?;
         let overlay = Overlay { picture, place, alpha: params.alpha.get() };
         let description = Description { name: "blend", parameters };
-        poison(cx, clean, &params.poisoning(), &description, |image, _| overlay.stamp(image))
-    }
-}
-
-impl Params {
-    fn poisoning(&self) -> Poisoning {
-        let &Params { rate, of, pool, selection, labels, target, .. } = self;
-        Poisoning { rate, of, pool, selection, labels, target }
+        let chosen = params.poisoning().choose(cx, &clean)?;
+        poison(cx, clean, &params.poisoning(), &chosen, &description, |image, _| overlay.stamp(image))
     }
 }
 

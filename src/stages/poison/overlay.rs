@@ -124,11 +124,17 @@ pub struct Overlay {
 impl Overlay {
     /// Mixes the picture into `image`, [H, W, 3].
     pub fn stamp(&self, image: &mut [u8]) {
+        self.stamp_where(image, |_, _| true);
+    }
+
+    /// Mixes those pixels of the picture into `image`, [H, W, 3], that `is_wanted(row, column)` of the picture names.
+    pub fn stamp_where(&self, image: &mut [u8], is_wanted: impl Fn(usize, usize) -> bool) {
         let (height, width) = self.picture.size;
         for row in 0..height {
             let start = 3 * ((self.place.top + row) * self.place.width + self.place.left);
             let source = &self.picture.pixels[4 * row * width..4 * (row + 1) * width];
-            for (pixel, trigger) in image[start..start + 3 * width].chunks_exact_mut(3).zip(source.chunks_exact(4)) {
+            let pixels = image[start..start + 3 * width].chunks_exact_mut(3).zip(source.chunks_exact(4));
+            for (_, (pixel, trigger)) in pixels.enumerate().filter(|(column, _)| is_wanted(row, *column)) {
                 let alpha = self.alpha * f64::from(trigger[3]) / 255.0;
                 for (value, &trigger) in pixel.iter_mut().zip(&trigger[..3]) {
                     *value = mix(*value, trigger, alpha);

@@ -16,6 +16,9 @@
 //! | clean-label, share of all (BackdoorBench) | `of = "all"`, `pool = "target"` |
 //! | IB-backdoor: the last tenth of every class | `of = "all"`, `selection = "last-of-class"` |
 //!
+//! Some attacks add covers: images that carry the trigger, or something like it, and keep their label. They never
+//! overlap with the poisoned images, are not part of `rate`, and have a role of their own in the dataset.
+//!
 //! Poisoned images replace the originals: number and order of the training images stay. Images of the target class
 //! that the pool lets in get the trigger, keep their label and count as poisoned.
 
@@ -91,6 +94,15 @@ pub const RATE: Fraction = match Fraction::new(0.1) {
     None => Fraction::ONE,
 };
 
+/// The training images that an attack changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// Rows that carry the trigger and get the label that the attacker wants, ascending.
+    pub backdoor: Vec<usize>,
+    /// Rows that carry the trigger, or something like it, and keep their label; none of them in `backdoor`. Ascending.
+    pub cover: Vec<usize>,
+}
+
 /// The part of an attack's parameters that this file reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Poisoning {
@@ -135,11 +147,39 @@ impl Poisoning {
         }
     }
 
+    /// The number of training images in `of`, given their true classes.
+    pub fn n_of(&self, classes: &[i64]) -> usize {
+        classes.iter().filter(|&&class| self.of.has(class, self.target as i64)).count()
+    }
+
+    /// The training images to poison, without covers.
+    ///
+    /// # Errors
+    /// A dataset that is poisoned already, labels or a target outside the classes, more images asked for than there are.
+    pub fn choose(&self, cx: &Context, clean: &Dataset) -> Result<Chosen> {
+        check_clean(clean)?;
+        let n_classes = clean.about.classes.len();
+        if let LabelRule::AllToOne { target } = self.rule()
+            && target >= n_classes as i64
+        {
+            return Err(Error::user(format!(
+                "`target = {target}`, but the classes of `{}` are 0 to {}",
+                clean.about.name,
+                n_classes.saturating_sub(1)
+            )));
+        }
+        let backdoor = self.rows(&clean.train.true_label, n_classes, cx.rng("selection"))?;
+        if backdoor.is_empty() && self.rate.get() > 0.0 {
+            cx.warn(format!("`rate = {}` is less than one image: nothing is poisoned", self.rate.get()));
+        }
+        Ok(Chosen { backdoor, cover: Vec::new() })
+    }
+
     /// The rows to poison, ascending. `classes` are the true classes of the training images, each in 0..`n_classes`.
     fn rows(&self, classes: &[i64], n_classes: usize, mut stream: Stream) -> Result<Vec<usize>> {
         let target = self.target as i64;
         let group = |group: Group| (0..classes.len()).filter(move |&row| group.has(classes[row], target));
-        let n_of = group(self.of).count();
+        let n_of = self.n_of(classes);
         let n_poisoned = self.rate.of(n_of);
         let pool_group = self.pool.unwrap_or(self.of);
         let asked = || format!("`rate = {}` of {n_of} images (`of = \"{}\"`)", self.rate.get(), self.of.name());
@@ -180,6 +220,49 @@ impl Poisoning {
     }
 }
 
+impl Chosen {
+    /// Draws `n` covers from all training images that are not poisoned; `asked` says in an error what asked for them.
+    ///
+    /// # Errors
+    /// More covers than there are images left.
+    pub fn add_covers(&mut self, n: usize, n_train: usize, mut stream: Stream, asked: &str) -> Result<()> {
+        let mut is_free = vec![true; n_train];
+        self.backdoor.iter().for_each(|&row| is_free[row] = false);
+        let pool: Vec<usize> = (0..n_train).filter(|&row| is_free[row]).collect();
+        if n > pool.len() {
+            return Err(Error::user(format!(
+                "{asked} asks for {n} cover images, and {} of {n_train} training images are not poisoned",
+                pool.len()
+            ))
+            .hint("lower it, or lower `rate`"));
+        }
+        self.cover = stream.pick(&pool, n);
+        Ok(())
+    }
+}
+
+/// An image that gets its trigger.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Which split it is of.
+    pub part: Part,
+    /// Its row there.
+    pub row: usize,
+    /// Its true class.
+    pub class: i64,
+    /// Backdoor or cover.
+    pub role: Role,
+}
+
+/// A split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Training images.
+    Train,
+    /// Triggered test images.
+    Test,
+}
+
 /// The name of an attack and the parameters that a reader of its results wants to know.
 pub struct Description {
     /// Such as `badnet`.
@@ -202,65 +285,55 @@ impl Description {
     }
 }
 
-/// Poisons `clean`: `stamp` puts the trigger on an image [H, W, 3], given the image's true class.
+/// Poisons `clean`: `stamp` puts the trigger on an image [H, W, 3] of those that are `chosen`, and of every test image.
 ///
 /// The result has the triggered test set: every test image with the trigger and the label that the attacker wants.
-///
-/// # Errors
-/// A dataset that is poisoned already, labels or a target outside the classes, more images asked for than there are.
 pub fn poison(
     cx: &Context,
     clean: Dataset,
     poisoning: &Poisoning,
+    chosen: &Chosen,
     description: &Description,
-    stamp: impl Fn(&mut [u8], i64) + Sync,
+    stamp: impl Fn(&mut [u8], Sample) + Sync,
 ) -> Result<Dataset> {
-    check_clean(&clean)?;
     let Dataset { mut about, mut train, test, .. } = clean;
     let n_classes = about.classes.len();
     let rule = poisoning.rule();
-    if let LabelRule::AllToOne { target } = rule
-        && target >= n_classes as i64
-    {
-        return Err(Error::user(format!(
-            "`target = {target}`, but the classes of `{}` are 0 to {}",
-            about.name,
-            n_classes.saturating_sub(1)
-        )));
-    }
-
-    let rows = poisoning.rows(&train.true_label, n_classes, cx.rng("selection"))?;
-    let mut chosen = vec![false; train.len()];
-    for &row in &rows {
-        chosen[row] = true;
+    for &row in &chosen.backdoor {
         train.label[row] = rule.wanted(train.true_label[row], n_classes);
         train.role[row] = Role::Backdoor;
     }
+    for &row in &chosen.cover {
+        train.role[row] = Role::Cover;
+    }
     train.pixels = stamped(&train, |row, image| {
-        if chosen[row] {
-            stamp(image, train.true_label[row]);
+        let (class, role) = (train.true_label[row], train.role[row]);
+        if role != Role::Clean {
+            stamp(image, Sample { part: Part::Train, row, class, role });
         }
     });
+    let trigger = |row: usize, image: &mut [u8]| {
+        stamp(image, Sample { part: Part::Test, row, class: test.true_label[row], role: Role::Backdoor });
+    };
     let triggered = Split {
-        pixels: stamped(&test, |row, image| stamp(image, test.true_label[row])),
+        pixels: stamped(&test, trigger),
         label: test.true_label.iter().map(|&class| rule.wanted(class, n_classes)).collect(),
         role: vec![Role::Backdoor; test.len()],
         index: (0..test.len() as i64).collect(),
         ..test.clone()
     };
 
-    let share = 100.0 * rows.len() as f64 / train.len().max(1) as f64;
-    cx.headline(format!("{} of {} training images poisoned ({share:.2} %)", rows.len(), train.len()));
-    if rows.is_empty() && poisoning.rate.get() > 0.0 {
-        cx.warn(format!("`rate = {}` is less than one image: nothing is poisoned", poisoning.rate.get()));
-    }
+    let (n_backdoor, n_cover) = (chosen.backdoor.len(), chosen.cover.len());
+    let share = 100.0 * n_backdoor as f64 / train.len().max(1) as f64;
+    let covers = if n_cover > 0 { format!(", {n_cover} covers") } else { String::new() };
+    cx.headline(format!("{n_backdoor} of {} training images poisoned ({share:.2} %){covers}", train.len()));
     about.attack = Some(Attack {
         name: description.name.to_string(),
         labels: rule,
         rate: poisoning.rate.get(),
         of: poisoning.of.name().to_string(),
-        n_backdoor: rows.len(),
-        n_cover: 0,
+        n_backdoor,
+        n_cover,
         parameters: description.parameters(),
     });
     Ok(Dataset { about, train, test, triggered: Some(triggered) })
@@ -322,6 +395,29 @@ pub mod tests {
         let classes = (0..n_classes).map(|class| format!("class {class}")).collect();
         let about = About { name: "fake".into(), classes, ..About::default() };
         Dataset { about, train: split(n_train), test: split(n_test), triggered: None }
+    }
+
+    /// Training images of one true class, by role.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Counts {
+        pub clean: usize,
+        pub backdoor: usize,
+        pub cover: usize,
+        /// Those whose label is not their class.
+        pub relabelled: usize,
+    }
+
+    pub fn counts(split: &Split, class: i64) -> Counts {
+        let mut counts = Counts::default();
+        for row in (0..split.len()).filter(|&row| split.true_label[row] == class) {
+            match split.role[row] {
+                Role::Clean => counts.clean += 1,
+                Role::Backdoor => counts.backdoor += 1,
+                Role::Cover => counts.cover += 1,
+            }
+            counts.relabelled += usize::from(split.label[row] != class);
+        }
+        counts
     }
 
     fn poisoning(rate: f64, of: Group, pool: Option<Group>, selection: Selection) -> Poisoning {
@@ -401,7 +497,8 @@ pub mod tests {
         let cx = Context::for_test(0, "poison/test");
         let description =
             Description { name: "test", parameters: serde_json::json!({ "rate": 1, "pool": null, "size": 5 }) };
-        poison(&cx, dataset, poisoning, &description, |image, _| image.fill(255))
+        let chosen = poisoning.choose(&cx, &dataset)?;
+        poison(&cx, dataset, poisoning, &chosen, &description, |image, _| image.fill(255))
     }
 
     #[test]
