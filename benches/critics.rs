@@ -2,6 +2,7 @@
 //!
 //! `benches/peers/torch_infonce.py` measures the same in PyTorch; run both in turn on a machine that does nothing else.
 
+use runner::information::estimator::{Chosen, Constants};
 use runner::information::fit::{Form, Schedule, Settings, Task, stack};
 use runner::information::pairs::{Pairs, Variable};
 use runner::rng::Streams;
@@ -26,6 +27,8 @@ fn main() {
         let pairs =
             Pairs { a: Variable::Bytes { rows: rows.clone() }, b: Variable::Reals { values: &representation, width } };
         let settings = Settings {
+            estimator: Chosen::default(),
+            constants: Constants::default(),
             form,
             hidden,
             embedding: 16,
