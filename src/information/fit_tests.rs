@@ -39,17 +39,18 @@ fn run_with(settings: &Settings, a: (&[f32], usize), b: (&[f32], usize)) -> Fit 
     fit(&task, &|| false).unwrap()
 }
 
-/// What `estimator` finds of `n` samples of `gaussian`, with a critic that learns quickly.
-fn found(estimator: &str, gaussian: Gaussian, n: usize, (batch, steps): (usize, usize)) -> Fit {
-    let (a, b) = gaussian.sample(n, &Streams::new(11, "channel").stream("samples"));
+/// What `estimator` finds of 5000 samples of `gaussian`: batch, steps, learning rate.
+fn found(estimator: &str, gaussian: Gaussian, (batch, steps, learning_rate): (usize, usize, f64)) -> Fit {
+    let (a, b) = gaussian.sample(5000, &Streams::new(11, "channel").stream("samples"));
     let estimator = Chosen::named(estimator).unwrap();
-    let settings = Settings { estimator, hidden: 32, batch, steps, readouts: 6, learning_rate: 4e-3, ..settings() };
+    let settings =
+        Settings { estimator, hidden: 24, standardize: true, batch, steps, learning_rate, readouts: 12, ..settings() };
     run_with(&settings, (&a, gaussian.widths.0), (&b, gaussian.widths.1))
 }
 
 /// The Gaussian pair of the paper's estimator selection: I = 3/2 ln 7 = 2.919 nats.
-fn check_pair(estimator: &str, below: f64, above: f64) -> Fit {
-    let fit = found(estimator, Gaussian::PAIR, 6000, (128, 400));
+fn check_pair(estimator: &str, training: (usize, usize, f64), below: f64, above: f64) -> Fit {
+    let fit = found(estimator, Gaussian::PAIR, training);
     let (truth, value) = (Gaussian::PAIR.information(), fit.held_out);
     assert!((truth - below..=truth + above).contains(&value), "{estimator}: {value} of {truth}");
     fit
@@ -57,28 +58,29 @@ fn check_pair(estimator: &str, below: f64, above: f64) -> Fit {
 
 #[test]
 fn gaussian_pair_by_infonce() {
-    let fit = check_pair("infonce", 0.25, 0.05);
+    // A perfect critic finds 2.83 in batches of 256, 2.70 in batches of 128, and 2.58 in batches of 64.
+    let fit = check_pair("infonce", (192, 250, 1e-2), 0.25, 0.05);
     let ceiling = fit.ceiling.unwrap();
-    assert!(fit.held_out < ceiling && (ceiling - 128f64.ln()).abs() < 1e-12);
+    assert!(fit.held_out < ceiling && (ceiling - 192f64.ln()).abs() < 1e-12);
     assert_eq!(fit.known_error, None);
 }
 
 #[test]
 fn gaussian_pair_by_mine() {
-    let fit = check_pair("mine", 0.3, 0.3);
+    let fit = check_pair("mine", (96, 400, 5e-3), 0.3, 0.3);
     assert_eq!(fit.ceiling, None);
-    // √((e^2.9 - 1) / 1500) = 0.107.
-    assert!((0.07..0.13).contains(&fit.known_error.unwrap()), "{:?}", fit.known_error);
+    // √((e^2.9 - 1) / 1250) = 0.118.
+    assert!((0.08..0.14).contains(&fit.known_error.unwrap()), "{:?}", fit.known_error);
 }
 
 #[test]
 fn gaussian_pair_by_nwj() {
-    check_pair("nwj", 0.4, 0.3);
+    check_pair("nwj", (96, 400, 5e-3), 0.4, 0.3);
 }
 
 #[test]
 fn gaussian_pair_by_smile() {
-    check_pair("smile", 0.3, 0.4);
+    check_pair("smile", (96, 400, 5e-3), 0.3, 0.4);
 }
 
 #[test]
@@ -92,8 +94,8 @@ fn independent_variables_share_nothing() {
                 form,
                 hidden: 32,
                 batch: 64,
-                steps: 100,
-                readouts: 5,
+                steps: 150,
+                readouts: 15,
                 learning_rate: 5e-4,
                 ..settings()
             };
@@ -110,7 +112,7 @@ fn linear_gaussian_channels_keep_their_order() {
         let mut last = f64::INFINITY;
         for noise in [0.5, 1.0, 3.0] {
             let gaussian = Gaussian::channel(noise);
-            let (value, truth) = (found(estimator.name, gaussian, 6000, (48, 400)).held_out, gaussian.information());
+            let (value, truth) = (found(estimator.name, gaussian, (48, 300, 5e-3)).held_out, gaussian.information());
             assert!(
                 value < last && (value / truth - 1.0).abs() < 0.1,
                 "{} {noise}: {value} of {truth}",
@@ -151,7 +153,7 @@ fn early_stopping_ends_learning_by_heart() {
 /// The published code reads `[-5]`, one value five from the end, where it means the mean of the last five.
 #[test]
 fn final_readout_is_one_value_five_from_the_end() {
-    let fit = found("infonce", Gaussian::PAIR, 2000, (64, 60));
+    let fit = found("infonce", Gaussian::PAIR, (64, 60, 4e-3));
     let last = &fit.readouts[fit.readouts.len() - 5..];
     let mean = last.iter().map(|readout| readout.held_out).sum::<f64>() / 5.0;
     let legacy = last[0].held_out;
