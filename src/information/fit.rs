@@ -5,7 +5,7 @@
 //! readouts, where an index error made it one; the learning rate follows a fixed schedule, not a plateau rule.
 
 use super::critic::{Concat, Critic, Separable};
-use super::infonce;
+use super::estimator::{Bound, Chosen, Constants, Row};
 use super::optimizer::{AdamW, clip};
 use super::pairs::{Pairs, Scaling};
 use crate::error::{Error, Result};
@@ -39,6 +39,10 @@ pub enum Schedule {
 /// How a critic is built, trained and read.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The estimator.
+    pub estimator: Chosen,
+    /// Its constants.
+    pub constants: Constants,
     /// The form of the critic.
     pub form: Form,
     /// Units of each hidden layer.
@@ -110,7 +114,7 @@ impl Settings {
 pub struct Readout {
     /// Steps done.
     pub step: usize,
-    /// Mean over the training batches since the last readout, in nats.
+    /// Over the training batches since the last readout, in nats.
     pub train: f64,
     /// On the validation pairs, in nats; NaN without early stopping.
     pub validation: f64,
@@ -128,8 +132,10 @@ pub struct Fit {
     pub train: f64,
     /// Mean contribution of each held-out pair to `held_out`, in nats.
     pub contributions: Vec<f64>,
-    /// What the bound cannot exceed, in nats.
-    pub ceiling: f64,
+    /// What the estimator cannot exceed, in nats.
+    pub ceiling: Option<f64>,
+    /// The size of an error that is known to be in `held_out`, in nats ([`Bound::known_error`]).
+    pub known_error: Option<f64>,
     /// Training pairs.
     pub n_train: usize,
     /// Held-out pairs.
@@ -187,50 +193,51 @@ pub fn fit(task: &Task<'_>, stop: &dyn Fn() -> bool) -> Result<Fit> {
     let held_out = Partitions::new(&order, settings.batch, stream.child("held-out"));
     let validation = Partitions::new(&rest, settings.batch, stream.child("validation"));
     let mut critic = settings.critic(pairs.a.width(), pairs.b.width(), &stream.child("init"));
+    let mut bound = (settings.estimator.0.make)(&settings.constants);
     let mut adam = AdamW::new(critic.parameters().0.len(), settings.weight_decay);
     let mut batches = Batches { order: train, next: usize::MAX, stream: stream.child("order") };
     let mut course = Course::default();
-    let (mut sum, mut since) = (0.0, 0);
+    let mut rows = Vec::new();
     for step in 1..=settings.steps {
         if stop() {
             return Err(Error::interrupted());
         }
         feed.load(batches.next(settings.batch));
-        let value = learn(critic.as_mut(), &feed, settings.batch);
+        learn(critic.as_mut(), bound.as_mut(), &feed, settings.batch, &mut rows);
         let (params, grads) = critic.parameters();
         let scale = clip(grads, settings.clip);
         adam.step(params, grads, settings.learning_rate_at(step - 1), scale);
-        sum += value;
-        since += 1;
         // Evenly spaced, the last one after the last step.
         if step * settings.readouts / settings.steps == (step - 1) * settings.readouts / settings.steps {
             continue;
         }
-        let seen = held_out.read(critic.as_mut(), &mut feed);
+        let of_validation = validation.read(critic.as_mut(), bound.as_ref(), &mut feed);
+        let of_held_out = held_out.read(critic.as_mut(), bound.as_ref(), &mut feed);
         let readout = Readout {
             step,
-            train: sum / since as f64,
-            validation: mean(validation.read(critic.as_mut(), &mut feed).into_iter().flatten()),
-            held_out: mean(seen.iter().copied().flatten()),
+            train: mean(bound.contributions(&rows).into_iter()),
+            validation: of_validation.value(),
+            held_out: of_held_out.value(),
         };
         if !(readout.train.is_finite() && readout.held_out.is_finite()) {
             return Err(Error::stage(format!("a critic's value is not finite after {step} steps"))
                 .hint("set a lower `learning_rate`, or `standardize = true`"));
         }
-        (sum, since) = (0.0, 0);
-        course.push(readout, seen);
+        rows.clear();
+        course.push(readout, of_held_out);
         if settings.patience.is_some_and(|patience| course.stale() >= patience) {
             break;
         }
     }
-    Ok(course.finish(settings, parts))
+    Ok(course.finish(settings, bound.as_ref(), parts))
 }
 
-/// One gradient step's gradient; the value of the batch, in nats.
-fn learn(critic: &mut dyn Critic<f32>, feed: &Feed<'_>, batch: usize) -> f64 {
-    let mut sum = 0.0;
-    critic.gradient(&feed.a, &feed.b, batch, &mut |i, scores, grad| sum += infonce::rule(i, scores, grad));
-    sum / batch as f64
+/// The gradient of one batch; what its rows show is added to `rows`.
+fn learn(critic: &mut dyn Critic<f32>, bound: &mut dyn Bound<f32>, feed: &Feed<'_>, batch: usize, rows: &mut Vec<Row>) {
+    if bound.reads_whole() {
+        bound.whole(critic.scores(&feed.a, &feed.b, batch), batch);
+    }
+    critic.gradient(&feed.a, &feed.b, batch, &mut |i, scores, grad| rows.push(bound.rule(i, scores, grad)));
 }
 
 /// The mean; NaN of nothing.
@@ -299,38 +306,61 @@ impl Partitions {
         Partitions { positions: positions.to_vec(), batches: (0..PARTITIONS).flat_map(partition).collect() }
     }
 
-    /// Mean contribution of each pair over the batches that it is in; `None` for one that is in none.
-    fn read(&self, critic: &mut dyn Critic<f32>, feed: &mut Feed<'_>) -> Vec<Option<f64>> {
-        let mut sums = vec![(0.0, 0usize); self.positions.len()];
+    /// What the critic shows of the pairs.
+    fn read(&self, critic: &mut dyn Critic<f32>, bound: &dyn Bound<f32>, feed: &mut Feed<'_>) -> Seen {
+        let mut rows = Vec::with_capacity(self.batches.iter().map(Vec::len).sum());
         for batch in &self.batches {
             let positions: Vec<usize> = batch.iter().map(|&at| self.positions[at]).collect();
             feed.load(&positions);
             let scores = critic.scores(&feed.a, &feed.b, batch.len());
-            for (row, (&at, scores)) in batch.iter().zip(scores.chunks_exact(batch.len())).enumerate() {
-                sums[at].0 += infonce::contribution(row, scores);
-                sums[at].1 += 1;
-            }
+            rows.extend(scores.chunks_exact(batch.len()).enumerate().map(|(i, scores)| bound.row(i, scores)));
         }
-        sums.into_iter().map(|(sum, n)| (n > 0).then(|| sum / n as f64)).collect()
+        let mut sums = vec![(0.0, 0usize); self.positions.len()];
+        for (&at, value) in self.batches.iter().flatten().zip(bound.contributions(&rows)) {
+            sums[at].0 += value;
+            sums[at].1 += 1;
+        }
+        let contributions: Vec<Option<f64>> =
+            sums.into_iter().map(|(sum, n)| (n > 0).then(|| sum / n as f64)).collect();
+        let mut seen = Seen { contributions, known_error: None };
+        if !rows.is_empty() {
+            seen.known_error = bound.known_error(&rows, seen.value(), self.positions.len());
+        }
+        seen
     }
 }
 
-/// The readouts so far, with the contributions of the held-out pairs at each.
+/// What a critic shows of some pairs.
+struct Seen {
+    /// Mean contribution of each pair over the batches that it is in; `None` for one that is in none.
+    contributions: Vec<Option<f64>>,
+    /// [`Bound::known_error`] of the value.
+    known_error: Option<f64>,
+}
+
+impl Seen {
+    /// The estimate; NaN of nothing.
+    fn value(&self) -> f64 {
+        mean(self.contributions.iter().copied().flatten())
+    }
+}
+
+/// The readouts so far, with what the held-out pairs showed at each.
 #[derive(Default)]
 struct Course {
     readouts: Vec<Readout>,
-    contributions: Vec<Vec<Option<f64>>>,
+    held_out: Vec<Seen>,
     /// Position of the best validation value.
     best: usize,
 }
 
 impl Course {
-    fn push(&mut self, readout: Readout, contributions: Vec<Option<f64>>) {
+    fn push(&mut self, readout: Readout, held_out: Seen) {
         if self.readouts.get(self.best).is_none_or(|best| readout.validation > best.validation) {
             self.best = self.readouts.len();
         }
         self.readouts.push(readout);
-        self.contributions.push(contributions);
+        self.held_out.push(held_out);
     }
 
     /// Readouts since the best one.
@@ -338,7 +368,7 @@ impl Course {
         self.readouts.len().saturating_sub(self.best + 1)
     }
 
-    fn finish(self, settings: &Settings, parts: Parts) -> Fit {
+    fn finish(self, settings: &Settings, bound: &dyn Bound<f32>, parts: Parts) -> Fit {
         let mut window: Vec<usize> = (0..self.readouts.len()).collect();
         if settings.patience.is_some() {
             // By validation pairs only, so that the choice does not favour the held-out value.
@@ -347,14 +377,16 @@ impl Course {
         window.drain(..window.len().saturating_sub(READOUTS_AVERAGED));
         let of_window = || window.iter().map(|&at| &self.readouts[at]);
         let contributions = (0..parts.held_out)
-            .map(|pair| mean(window.iter().filter_map(|&at| self.contributions[at][pair])))
+            .map(|pair| mean(window.iter().filter_map(|&at| self.held_out[at].contributions[pair])))
             .filter(|value| value.is_finite())
             .collect();
+        let known: Vec<f64> = window.iter().filter_map(|&at| self.held_out[at].known_error).collect();
         Fit {
             held_out: mean(of_window().map(|r| r.held_out)),
             train: mean(of_window().map(|r| r.train)),
             contributions,
-            ceiling: infonce::ceiling(settings.batch),
+            ceiling: bound.ceiling(settings.batch),
+            known_error: (!known.is_empty()).then(|| mean(known.iter().copied())),
             n_train: parts.train,
             n_held_out: parts.held_out,
             readouts: self.readouts,

@@ -18,7 +18,9 @@ pub struct Estimate {
     /// Upper end of the 95 % interval; never above the ceiling.
     pub high: f64,
     /// What the estimator cannot exceed.
-    pub ceiling: f64,
+    pub ceiling: Option<f64>,
+    /// The size of an error that is known to be in the estimate, mean over the critic seeds.
+    pub known_error: Option<f64>,
     /// Training pairs of a critic.
     pub n_train: usize,
     /// Held-out pairs of a critic.
@@ -30,7 +32,7 @@ pub fn definition(n_seeds: usize) -> String {
     if n_seeds > 1 {
         format!(
             "95 % t-interval of the mean over {n_seeds} critic seeds, each with its own held-out pairs, initial weights \
-             and order; cut at the ceiling"
+             and order; cut at the ceiling, if the estimator has one"
         )
     } else {
         format!(
@@ -58,8 +60,9 @@ pub fn join(fits: &[&Fit], stream: &Stream) -> Option<Estimate> {
         estimate,
         train: mean(|fit| fit.train),
         low,
-        high: high.min(first.ceiling),
+        high: first.ceiling.map_or(high, |ceiling| high.min(ceiling)),
         ceiling: first.ceiling,
+        known_error: first.known_error.map(|_| mean(|fit| fit.known_error.unwrap_or(f64::NAN))),
         n_train: first.n_train,
         n_held_out: first.n_held_out,
     })
@@ -94,7 +97,9 @@ mod tests {
     use crate::rng::Streams;
 
     fn fit(held_out: f64, contributions: Vec<f64>) -> Fit {
-        Fit { held_out, train: 1.0, contributions, ceiling: 2.0, n_train: 30, n_held_out: 10, readouts: Vec::new() }
+        let (ceiling, known_error) = (Some(2.0), Some(held_out / 10.0));
+        let readouts = Vec::new();
+        Fit { held_out, train: 1.0, contributions, ceiling, known_error, n_train: 30, n_held_out: 10, readouts }
     }
 
     #[test]
@@ -104,6 +109,7 @@ mod tests {
         // s = 0.2, so the margin is 4.303 * 0.2 / sqrt(3).
         assert!((joined.estimate - 1.2).abs() < 1e-12);
         assert!((joined.low - (1.2 - 0.496_868)).abs() < 1e-5 && (joined.high - 1.696_868).abs() < 1e-5, "{joined:?}");
+        assert!((joined.known_error.unwrap() - 0.12).abs() < 1e-12);
         let high = [fit(1.9, vec![]), fit(1.7, vec![])];
         assert_eq!(join(&[&high[0], &high[1]], &Streams::new(0, "s").stream("n")).unwrap().high, 2.0);
     }

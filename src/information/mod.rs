@@ -1,8 +1,9 @@
 //! Neural estimators of mutual information: critics, bounds on held-out pairs, intervals, subsets of samples.
 //!
 //! An estimate is made in four steps, one file each: [`subset`] picks the samples; [`pairs`] hands out batches of
-//! both variables; [`fit`] trains one [`critic`] and reads the bound ([`infonce`]) on pairs that the critic has not
-//! seen; [`interval`] joins the fits of several critic seeds into an estimate with an interval.
+//! both variables; [`fit`] trains one [`critic`] and reads an [`estimator`] on pairs that the critic has not seen;
+//! [`interval`] joins the fits of several critic seeds into an estimate with an interval. What needs no estimate is
+//! computed: [`discrete`] has the closed forms of columns, [`gaussian`] distributions whose information is known.
 //!
 //! # All critics of an epoch
 //!
@@ -11,17 +12,20 @@
 //! not step by step over all critics, keeps a critic's weights and moments in the cache, and makes the result the same
 //! bytes for any number of threads.
 //!
-//! # Adding a bound
+//! # Adding an estimator
 //!
-//! A bound (NWJ, MINE, SMILE) is a file beside [`infonce`]: a function from the scores of a batch, [B, B], joint pairs
-//! on the diagonal, to its value and its gradient by score. Critics know no bound: [`critic::Critic::gradient`] asks a
-//! rule for the gradient of one row of scores at a time, and a bound that needs the whole matrix first calls
-//! [`critic::Critic::scores`].
+//! One file and a line in [`estimator::ESTIMATORS`]; critics know no estimator.
 
 pub mod critic;
+pub mod discrete;
+pub mod estimator;
 pub mod fit;
+pub mod gaussian;
 pub mod infonce;
 pub mod interval;
+pub mod mine;
+pub mod nwj;
 pub mod optimizer;
 pub mod pairs;
+pub mod smile;
 pub mod subset;

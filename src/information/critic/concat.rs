@@ -8,8 +8,8 @@ use super::{Critic, Rule, dot, init_linear, relu, room};
 use crate::kernels::product::{Matrix, Real, Target, product};
 use crate::rng::Stream;
 
-/// Pairs in a block; with 128 hidden units, the three buffers of a block take 384 KiB.
-const BLOCK: usize = 256;
+/// Values of a hidden layer in a block; the three buffers of a block then take 384 KiB.
+const BLOCK: usize = 32_768;
 
 /// The joint critic.
 pub struct Concat<T> {
@@ -191,9 +191,9 @@ impl<T: Real> Concat<T> {
     }
 }
 
-/// Ranges of rows of at most `BLOCK` pairs: (first row, rows).
-fn blocks(n: usize) -> impl Iterator<Item = (usize, usize)> {
-    let rows = (BLOCK / n.max(1)).max(1);
+/// Ranges of rows whose pairs have at most `BLOCK` hidden values: (first row, rows).
+fn blocks(n: usize, hidden: usize) -> impl Iterator<Item = (usize, usize)> {
+    let rows = (BLOCK / (n * hidden).max(1)).max(1);
     (0..n).step_by(rows).map(move |from| (from, rows.min(n - from)))
 }
 
@@ -203,8 +203,9 @@ impl<T: Real> Critic<T> for Concat<T> {
     }
 
     fn scores(&mut self, a: &[T], b: &[T], n: usize) -> &[T] {
+        let hidden = self.layout.hidden;
         self.halves(a, b, n);
-        for (from, rows) in blocks(n) {
+        for (from, rows) in blocks(n, hidden) {
             self.block(from, rows, n);
         }
         &self.work.scores[..n * n]
@@ -217,7 +218,7 @@ impl<T: Real> Critic<T> for Concat<T> {
         room(&mut self.work.grad_a, n * hidden).fill(T::ZERO);
         self.work.grad_b.clear();
         self.work.grad_b.resize(n * hidden, T::ZERO);
-        for (from, rows) in blocks(n) {
+        for (from, rows) in blocks(n, hidden) {
             self.block(from, rows, n);
             let grad_scores = room(&mut self.work.grad_scores, rows * n);
             let scores = &self.work.scores[from * n..(from + rows) * n];

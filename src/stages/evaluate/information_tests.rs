@@ -6,7 +6,7 @@ use crate::artifact::trace::TraceInfo;
 use crate::events::Event;
 use crate::rng::Streams;
 use crate::store::checkpoint::Checkpoint;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// 240 images of 2 x 2: 60 backdoored and 60 clean ones of class 0, 110 of class 1, 10 of class 2; every row observed.
@@ -60,8 +60,12 @@ fn params(text: &str) -> Params {
     serde_json::from_value(value).unwrap()
 }
 
-fn run(text: &str) -> Table {
+fn run_both(text: &str) -> Outputs {
     Information::run(&Context::for_test(0, Information::NAME), params(text), toy()).unwrap()
+}
+
+fn run(text: &str) -> Table {
+    run_both(text).table
 }
 
 fn texts(table: &Table, column: &str) -> Vec<String> {
@@ -127,6 +131,37 @@ fn early_stopping_takes_its_pairs_from_training() {
     assert!(table.columns[5].definition.contains("best validation values"));
 }
 
+/// Every estimator, a moment per readout and critic, and the ceiling only where there is one.
+#[test]
+fn every_estimator_keeps_its_convergence() {
+    for estimator in crate::information::estimator::ESTIMATORS {
+        let text = format!(r#"{{"estimator": "{}", "subsets": ["0"], "epochs": [5], "readouts": 8}}"#, estimator.name);
+        let Outputs { table, convergence } = run_both(&text);
+        assert_eq!(texts(&table, "estimator"), [estimator.name; 2]);
+        let has_ceiling = estimator.name == "infonce";
+        assert!(numbers(&table, "ceiling_nats").iter().all(|ceiling| ceiling.is_some() == has_ceiling));
+        assert!(numbers(&table, "known_error_nats").iter().all(|error| error.is_some() != has_ceiling));
+        assert!(numbers(&table, "estimate_nats").iter().flatten().all(|value| *value > 0.1), "{}", estimator.name);
+        assert_eq!(convergence.rows.len(), 2 * 2 * 8);
+        assert_eq!(numbers(&convergence, "step")[..8], [10., 20., 30., 40., 50., 60., 70., 80.].map(Some));
+        assert_eq!(numbers(&convergence, "critic")[8], Some(1.0));
+        // The estimate is the mean of the last five moments.
+        let last: f64 =
+            numbers(&convergence, "held_out_nats")[..16].chunks(8).flat_map(|c| c[3..].iter().flatten()).sum();
+        assert!((numbers(&table, "estimate_nats")[0].unwrap() - last / 10.0).abs() < 1e-12);
+    }
+}
+
+/// A T with noise of its own cannot share more than a Gaussian channel of its variance.
+#[test]
+fn channel_limit_stands_above_the_estimate() {
+    let table = run(r#"{"subsets": ["all"], "noise": 0.5}"#);
+    let (limit, value) = (numbers(&table, "channel_limit_nats"), numbers(&table, "estimate_nats"));
+    // Pixels have a standard deviation of 0.29: 4/2 ln(1 + 0.083 / 0.25) = 0.57.
+    assert!(limit.iter().all(|limit| (0.4..0.8).contains(&limit.unwrap())), "{limit:?}");
+    assert!(value.iter().zip(&limit).all(|(value, limit)| value < limit), "{value:?} {limit:?}");
+}
+
 #[test]
 fn labels_say_nothing_within_a_class() {
     let found = numbers(&run(r#"{"subsets": ["0"], "quantities": ["ty"], "y": "labels"}"#), "estimate_nats");
@@ -159,7 +194,8 @@ fn resumes_with_the_same_bytes() {
     let (cx, seen) = context(u64::MAX);
     let resumed = Information::run(&cx, params("{}"), toy()).unwrap();
     assert_eq!(seen.lock().unwrap().iter().min(), Some(&13));
-    assert_eq!(format!("{resumed:?}"), format!("{:?}", run("{}")));
+    let whole = run_both("{}");
+    assert_eq!((resumed.table, resumed.convergence), (whole.table, whole.convergence));
 }
 
 #[test]
@@ -189,11 +225,11 @@ fn what_was_not_observed_is_named() {
         (r#"{"epochs": [1, 3]}"#, "epoch 3 was not observed; the trace has epochs [1, 5]"),
         (r#"{"layers": ["layer9"]}"#, "layer `layer9` was not observed; the trace has layer1, layer2"),
     ] {
-        let error = Information::run(&Context::for_test(0, Information::NAME), params(text), toy()).unwrap_err();
+        let error = Information::run(&Context::for_test(0, Information::NAME), params(text), toy()).err().unwrap();
         assert_eq!(error.message(), want);
     }
     let mut inputs = toy();
     inputs.trace.info.rows[239] = 240;
-    let error = Information::run(&Context::for_test(0, Information::NAME), params("{}"), inputs).unwrap_err();
+    let error = Information::run(&Context::for_test(0, Information::NAME), params("{}"), inputs).err().unwrap();
     assert_eq!(error.message(), "the trace observes training row 240, but the dataset has 240 training images");
 }

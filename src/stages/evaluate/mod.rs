@@ -1,4 +1,7 @@
 //! Measurements.
 
 pub mod backdoor;
+pub mod dynamics;
+pub mod estimator_selection;
 pub mod information;
+pub mod information_bounds;

@@ -1,0 +1,124 @@
+//! The tables of `evaluate/information`.
+
+use super::Inputs;
+use super::estimates::{course_columns, moments, nats};
+use super::observed::Row;
+use super::params::{Output, Params};
+use crate::artifact::Table;
+use crate::artifact::table::{Cell, Column};
+use crate::information::estimator::Estimator;
+use crate::information::fit::READOUTS_AVERAGED;
+use crate::information::interval;
+
+/// One row per estimate.
+pub fn estimates(params: &Params, inputs: &Inputs, rows: &[Row]) -> Table {
+    let repeats = params.repeats.get();
+    let readouts = match params.early_stopping {
+        0 => format!("the last {READOUTS_AVERAGED} readouts"),
+        _ => format!("the {READOUTS_AVERAGED} readouts with the best validation values"),
+    };
+    let estimator = params.estimator.0;
+    let mut table = Table::new(vec![
+        Column::new("epoch", "training epoch after which the representations were observed"),
+        Column::new("layer", "where T is read: the layer's output, averaged over positions"),
+        Column::new("subset", "samples, by assigned label and role"),
+        Column::new("quantity", "X image, T representation, Y see below"),
+        Column::new("estimator", estimator.doc),
+        nats("estimate_nats", &format!("on held-out pairs: mean of {readouts}, mean over critic seeds")),
+        nats("train_nats", "the same on the critic's training pairs; far above the estimate where it overfits").hidden(),
+        nats("interval_low", &interval::definition(repeats)),
+        nats("interval_high", &interval::definition(repeats)),
+        nats("ceiling_nats", "ln(batch), which InfoNCE cannot exceed, whatever the truth; empty for other estimators"),
+        Column::new("n_train", "training pairs of a critic").hidden(),
+        Column::new("n_held_out", "held-out pairs of a critic").hidden(),
+        Column::new("at_ceiling", "whether the estimate is above 0.9 of the ceiling: the truth may be far larger"),
+        nats("known_error_nats", known_error(estimator)),
+        nats(
+            "channel_limit_nats",
+            "sum over coordinates of ln(var T / noise^2) / 2: with this much estimator noise on T, no variable shares more \
+             with it; empty without noise",
+        )
+        .hidden(),
+    ]);
+    for row in rows {
+        let found = row.found.as_ref();
+        table.push(vec![
+            row.epoch.into(),
+            row.layer.as_str().into(),
+            row.subset.as_str().into(),
+            row.quantity.name().into(),
+            estimator.name.into(),
+            found.map(|f| f.estimate).into(),
+            found.map(|f| f.train).into(),
+            found.map(|f| f.interval[0]).into(),
+            found.map(|f| f.interval[1]).into(),
+            found.and_then(|f| f.ceiling).into(),
+            found.map(|f| f.n_train).into(),
+            found.map(|f| f.n_held_out).into(),
+            found.and_then(|f| f.is_at_ceiling()).into(),
+            found.and_then(|f| f.known_error).into(),
+            row.limit.into(),
+        ]);
+    }
+    table.notes = notes(params, inputs);
+    table
+}
+
+/// The definition of an estimator's known error.
+fn known_error(estimator: &Estimator) -> &str {
+    match estimator.known_error {
+        "" => "none for this estimator, whose ceiling says what it misses",
+        definition => definition,
+    }
+}
+
+fn notes(params: &Params, inputs: &Inputs) -> Vec<String> {
+    let y = match params.y {
+        Output::Logits => "the logits",
+        Output::Labels => "the assigned label; I(T;Y) is then 0 within a class",
+    };
+    let (info, noise) = (&inputs.trace.info, params.noise.get());
+    let mut notes = vec![
+        format!("I in nats. {} Y is {y}.", params.estimator.0.doc),
+        format!(
+            "T carries network noise sigma_xt = {}, sigma_ty = {} and estimator noise {noise}.",
+            info.sigma_xt, info.sigma_ty
+        ),
+        format!("Interval: {}.", interval::definition(params.repeats.get())),
+    ];
+    if info.sigma_xt == 0.0 && noise == 0.0 {
+        notes.push(
+            "T is a deterministic function of X here, so the true I(X;T) is the entropy of a finite sample's images: its \
+             estimate says how well a critic tells images apart. Set `noise`, or train with sigma_xt > 0."
+                .into(),
+        );
+    }
+    notes
+}
+
+/// One row per readout of each critic.
+pub fn convergence(params: &Params, rows: &[Row]) -> Table {
+    let mut columns = vec![
+        Column::new("epoch", "training epoch after which the representations were observed"),
+        Column::new("layer", "where T is read"),
+        Column::new("subset", "samples, by assigned label and role"),
+        Column::new("quantity", "X image, T representation, Y output"),
+        Column::new("estimator", params.estimator.0.doc),
+    ];
+    columns.extend(course_columns());
+    let mut table = Table::new(columns);
+    for (row, found) in rows.iter().filter_map(|row| Some((row, row.found.as_ref()?))) {
+        for moment in moments(found) {
+            let mut cells: Vec<Cell> = vec![
+                row.epoch.into(),
+                row.layer.as_str().into(),
+                row.subset.as_str().into(),
+                row.quantity.name().into(),
+                params.estimator.0.name.into(),
+            ];
+            cells.extend(moment);
+            table.push(cells);
+        }
+    }
+    table
+}
