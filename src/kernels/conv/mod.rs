@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 mod micro;
+mod winograd;
 
 use super::{Isa, Write};
 use micro::{Gather, MAX_ROWS, MAX_TILE, Outer, Tile};
@@ -62,6 +63,7 @@ impl Geometry {
         2.0 * (self.out_height() * self.out_width()) as f64 * self.n_weights() as f64
     }
 
+    /// Pixels of an input.
     fn in_pixels(&self) -> usize {
         self.height * self.width
     }
@@ -125,11 +127,21 @@ impl Group {
     }
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Algorithm {
+    /// Products through tables of pointers; any shape.
+    Direct,
+    /// See [`winograd`].
+    Winograd,
+}
+
 /// The tables of one convolution for batches of up to `capacity` images.
 pub struct Plan {
     isa: Isa,
     geometry: Geometry,
     capacity: usize,
+    algorithm: Algorithm,
     forward_tile: Tile,
     backward_tile: Tile,
     forward: Group,
@@ -147,21 +159,29 @@ impl Plan {
     /// # Panics
     /// If the window has more than [`MAX_TAPS`] positions, or the batch more than 2^31 pixels.
     pub fn new(isa: Isa, geometry: Geometry, capacity: usize) -> Plan {
+        let algorithm = if winograd::pays(&geometry) { Algorithm::Winograd } else { Algorithm::Direct };
+        Plan::with_algorithm(isa, geometry, capacity, algorithm)
+    }
+
+    fn with_algorithm(isa: Isa, geometry: Geometry, capacity: usize, algorithm: Algorithm) -> Plan {
         assert!(geometry.n_taps() <= MAX_TAPS, "a window of {}", geometry.kernel);
         assert!(capacity * geometry.in_pixels().max(geometry.out_pixels()) <= i32::MAX as usize, "{capacity} images");
         let forward_tile = Tile::for_channels(isa, geometry.out_channels);
-        let pixels = (0..(capacity * geometry.out_pixels()) as u32).collect();
+        // Tables are for the direct kernels alone.
+        let n_pixels = if algorithm == Algorithm::Direct { capacity * geometry.out_pixels() } else { 0 };
+        let pixels = (0..n_pixels as u32).collect();
         let taps = (0..geometry.n_taps()).collect();
         Plan {
             isa,
             geometry,
             capacity,
+            algorithm,
             forward_tile,
             backward_tile: Tile::for_channels(isa, geometry.in_channels),
             forward: Group::new(taps, pixels, forward_tile, |pixel, tap| geometry.read_by(pixel, tap)),
             backward: OnceLock::new(),
             weight_sources: OnceLock::new(),
-            zeros: vec![0.0; geometry.in_channels.max(geometry.out_channels).max(MAX_TILE)],
+            zeros: vec![0.0; (6 * geometry.in_channels.max(geometry.out_channels)).max(MAX_TILE)],
         }
     }
 
@@ -205,11 +225,26 @@ impl Plan {
     }
 }
 
-/// Weights laid out for [`forward`]: [panel][tap][in][column of the panel], then the bias, [panel][column].
+/// Weights as kernels read them.
+#[derive(Clone, Copy)]
+pub struct Filter<'a> {
+    /// [tap][in][out].
+    pub weights: &'a [f32],
+    /// [out]; the input gradient does without.
+    pub bias: Option<&'a [f32]>,
+    /// What [`pack_forward`] or [`pack_backward`] made of them.
+    pub packed: &'a [f32],
+}
+
+/// Weights laid out for [`forward`]: [panel][tap][in][column of the panel], then the bias, [panel][column]; or
+/// transformed, or nothing, as the algorithm wants it.
 ///
 /// `weights` are [tap][in][out]. Allocates on the first call only.
 pub fn pack_forward(plan: &Plan, weights: &[f32], bias: Option<&[f32]>, packed: &mut Vec<f32>) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return winograd::pack(plan.isa, g, winograd::Direction::Forward, weights, packed);
+    }
     let columns = plan.forward_tile.columns;
     let depth = g.n_taps() * g.in_channels;
     let n_panels = g.out_channels.div_ceil(columns);
@@ -228,13 +263,16 @@ pub fn pack_forward(plan: &Plan, weights: &[f32], bias: Option<&[f32]>, packed: 
     }
 }
 
-/// Weights laid out for [`backward_input`]: [panel of in][tap][out][column of the panel].
+/// Weights laid out for [`backward_input`]: [panel of in][tap][out][column of the panel]; or as above.
 ///
 /// `weights` are [tap][in][out]. Allocates on the first call only.
 pub fn pack_backward(plan: &Plan, weights: &[f32], packed: &mut Vec<f32>) {
     /// Output channels transposed at once: a cache line.
     const BLOCK: usize = 16;
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return winograd::pack(plan.isa, g, winograd::Direction::Backward, weights, packed);
+    }
     let columns = plan.backward_tile.columns;
     let n_panels = g.in_channels.div_ceil(columns);
     assert_eq!(weights.len(), g.n_weights(), "weights of {g:?}");
@@ -255,8 +293,12 @@ pub fn pack_backward(plan: &Plan, weights: &[f32], packed: &mut Vec<f32>) {
 }
 
 /// Output of the first `n` images. `x` is [capacity, H, W, in], `y` at least [n, H', W', out].
-pub fn forward(plan: &Plan, n: usize, x: &[f32], packed: &[f32], y: &mut [f32]) {
+pub fn forward(plan: &Plan, n: usize, x: &[f32], filter: &Filter, y: &mut [f32]) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return plan.winograd(winograd::Direction::Forward, x, filter, Write::Replace).run(n, y);
+    }
+    let packed = filter.packed;
     let columns = plan.forward_tile.columns;
     let n_panels = g.out_channels.div_ceil(columns);
     let (panels, biases) = packed.split_at(n_panels * g.n_taps() * g.in_channels * columns);
@@ -276,8 +318,13 @@ pub fn forward(plan: &Plan, n: usize, x: &[f32], packed: &[f32], y: &mut [f32]) 
 }
 
 /// Gradient on the input of the first `n` images. `dy` is [capacity, H', W', out], `dx` at least [n, H, W, in].
-pub fn backward_input(plan: &Plan, n: usize, dy: &[f32], packed: &[f32], write: Write, dx: &mut [f32]) {
+pub fn backward_input(plan: &Plan, n: usize, dy: &[f32], filter: &Filter, write: Write, dx: &mut [f32]) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        let filter = Filter { bias: None, ..*filter };
+        return plan.winograd(winograd::Direction::Backward, dy, &filter, write).run(n, dx);
+    }
+    let packed = filter.packed;
     let columns = plan.backward_tile.columns;
     assert!(n <= plan.capacity && dy.len() >= plan.capacity * g.out_pixels() * g.out_channels, "gradient of {g:?}");
     assert!(dx.len() >= n * g.in_pixels() * g.in_channels, "input gradient of {g:?}");
@@ -415,6 +462,26 @@ impl Pass<'_> {
 }
 
 impl Plan {
+    fn winograd<'a>(
+        &'a self,
+        direction: winograd::Direction,
+        source: &'a [f32],
+        filter: &Filter<'a>,
+        write: Write,
+    ) -> winograd::Pass<'a> {
+        winograd::Pass {
+            isa: self.isa,
+            geometry: &self.geometry,
+            direction,
+            source,
+            weights: filter.weights,
+            packed: filter.packed,
+            bias: filter.bias,
+            write,
+            zeros: &self.zeros,
+        }
+    }
+
     /// A pointer to a pixel of `values`, or to zeros for -1.
     #[inline(always)]
     fn pixel(&self, values: &[f32], channels: usize, pixel: i32) -> *const f32 {
@@ -430,6 +497,9 @@ impl Plan {
 /// least [n, H', W', out]. `dw` is overwritten.
 pub fn backward_weights(plan: &Plan, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return winograd::weight_gradient(plan.isa, g, n, (x, dy, &plan.zeros), dw);
+    }
     let n_pixels = n * g.out_pixels();
     assert!(n <= plan.capacity && x.len() >= plan.capacity * g.in_pixels() * g.in_channels, "input of {g:?}");
     assert!(dy.len() >= n_pixels * g.out_channels && dw.len() == g.n_weights(), "gradients of {g:?}");
