@@ -14,17 +14,16 @@
 //! Where a tile reaches over the edge, zeros are read and results dropped.
 #![allow(unsafe_code)]
 
-mod product;
 mod transform;
 
-use super::{Geometry, Shared};
+use super::product::{self, Outer, Panel, Tile};
+use super::scratch::{LOCAL, PARTS, SUMS, with_scratch};
+use super::{Geometry, Shared, largest_share};
 use crate::kernels::simd::{Vector, vectorised};
 use crate::kernels::{Isa, Write};
-use product::{Outer, Panel, Tile};
 use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
-use std::cell::RefCell;
 use std::ops::Range;
 use transform::{IN, OUT, POSITIONS};
 
@@ -527,11 +526,6 @@ impl Cut {
     }
 }
 
-/// The largest multiple of 16 up to `limit` that divides `channels`.
-fn largest_share(channels: usize, limit: usize) -> usize {
-    (1..=limit / LANES).rev().map(|n| n * LANES).find(|&share| channels.is_multiple_of(share)).unwrap_or(LANES)
-}
-
 /// Gradient on the weights, [tap][in][out], of `n` images; `x` is [n, H, W, in], `dy` [n, H, W, out].
 pub(super) fn weight_gradient(
     isa: Isa,
@@ -713,31 +707,4 @@ unsafe fn window_gradients_of<V: Vector>(call: &Finish<'_>, from: *const f32, dw
             }
         }
     }
-}
-
-thread_local! {
-    /// Transformed images and weights of the job in work.
-    static LOCAL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// Sums of the job in work.
-    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// Sums of all parts of the weight gradient in work, of the thread that waits for them.
-    static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Lends `length` floats, aligned to a cache line, that the thread keeps from call to call. Their values are arbitrary.
-///
-/// Taken out meanwhile: a thread that waits for its jobs may be given somebody else's, which then finds nothing.
-fn with_scratch<R>(
-    kept: &'static std::thread::LocalKey<RefCell<Vec<f32>>>,
-    length: usize,
-    work: impl FnOnce(&mut [f32]) -> R,
-) -> R {
-    let mut scratch = kept.take();
-    if scratch.len() < length + LANES {
-        scratch.resize(length + LANES, 0.0);
-    }
-    let start = scratch.as_ptr().align_offset(64).min(LANES);
-    let result = work(&mut scratch[start..start + length]);
-    kept.set(scratch);
-    result
 }

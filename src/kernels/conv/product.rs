@@ -1,4 +1,4 @@
-//! The small matrix products of the Winograd domain, on raw pointers.
+//! Small matrix products on raw pointers: those of the Winograd domain, and the sums of the weight gradient.
 #![allow(unsafe_code)]
 
 use crate::kernels::Isa;
@@ -100,7 +100,7 @@ unsafe fn panel_of<V: Vector, const ROWS: usize, const VECTORS: usize>(call: &Pa
 pub(super) struct Outer {
     /// Terms.
     pub(super) n: usize,
-    /// Columns of `a`, a multiple of 16: rows of `c`, and the distance between rows of `a`.
+    /// Columns of `a`: rows of `c`, and the distance between rows of `a`.
     pub(super) rows: usize,
     /// Columns of `b` and `c`, a multiple of 16, and the distance between their rows.
     pub(super) columns: usize,
@@ -138,7 +138,6 @@ unsafe fn outer_of<V: Vector, const ROWS: usize, const VECTORS: usize>(call: &Ou
             outer_rows::<V, ROWS, VECTORS>(call, row);
             row += ROWS;
         }
-        // A multiple of 16 leaves 4 or 2 behind rows of six, nothing behind the other heights.
         while row + 4 <= call.rows {
             outer_rows::<V, 4, VECTORS>(call, row);
             row += 4;
@@ -146,6 +145,9 @@ unsafe fn outer_of<V: Vector, const ROWS: usize, const VECTORS: usize>(call: &Ou
         while row + 2 <= call.rows {
             outer_rows::<V, 2, VECTORS>(call, row);
             row += 2;
+        }
+        if row < call.rows {
+            outer_rows::<V, 1, VECTORS>(call, row);
         }
     }
 }
@@ -159,13 +161,6 @@ unsafe fn outer_rows<V: Vector, const ROWS: usize, const VECTORS: usize>(call: &
         for column in (0..call.columns).step_by(VECTORS * V::WIDTH) {
             let c = call.c.add(first * call.columns + column);
             let mut sums = [[V::zero(); VECTORS]; ROWS];
-            if call.add {
-                for i in 0..ROWS {
-                    for j in 0..VECTORS {
-                        sums[i][j] = V::load(c.add(i * call.columns + j * V::WIDTH));
-                    }
-                }
-            }
             let (mut a, mut b) = (call.a.add(first), call.b.add(column));
             for _ in 0..call.n {
                 let mut row = [V::zero(); VECTORS];
@@ -180,6 +175,14 @@ unsafe fn outer_rows<V: Vector, const ROWS: usize, const VECTORS: usize>(call: &
                 }
                 a = a.add(call.rows);
                 b = b.add(call.columns);
+            }
+            // Added at the end: the blocks' sums are short chains of their own, which rounds less than one long chain.
+            if call.add {
+                for i in 0..ROWS {
+                    for j in 0..VECTORS {
+                        sums[i][j] = sums[i][j].plus(V::load(c.add(i * call.columns + j * V::WIDTH)));
+                    }
+                }
             }
             for i in 0..ROWS {
                 for j in 0..VECTORS {
