@@ -7,7 +7,7 @@
 //! the taps that stay inside. The weight gradient is a sum of outer
 //! products ([`gradient`]).
 //!
-//! Windows of 3x3 at stride 1, nearly all of a residual network's work, go through [`winograd`] instead where the
+//! Windows of 3x3 at stride 1, most of a residual network's work, go through [`winograd`] instead where the
 //! channels are multiples of 16 and the image has at least three rows and columns: at 2x2 a tile would spend 36
 //! products where the direct kernel, which leaves out what it would read in the padding, spends 16.
 //!
