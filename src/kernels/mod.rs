@@ -21,6 +21,7 @@ pub mod pool;
 pub mod product;
 #[cfg(test)]
 pub(crate) mod reference;
+mod simd;
 
 pub use isa::Isa;
 

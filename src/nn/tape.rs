@@ -182,7 +182,7 @@ impl Tape {
                         let bias = bias.clone().map(|bias| &parameters[bias]);
                         let weight = &parameters[weight.clone()];
                         let packed = forward.refresh(version, |packed| conv::pack_forward(plan, weight, bias, packed));
-                        conv::forward(plan, n, input(0), packed, &mut output);
+                        conv::forward(plan, n, input(0), &conv::Filter { weights: weight, bias, packed }, &mut output);
                     }
                 }
                 Op::BatchNorm { gamma, beta, mean, variance, activation } => {
@@ -326,7 +326,8 @@ impl Tape {
                         let weight = &parameters[weight.clone()];
                         let packed = backward.refresh(version, |packed| conv::pack_backward(plan, weight, packed));
                         let needed = self.capacity * node.shape.len();
-                        conv::backward_input(plan, n, &whole_dy[..needed], packed, write, dx);
+                        let filter = conv::Filter { weights: weight, bias: None, packed };
+                        conv::backward_input(plan, n, &whole_dy[..needed], &filter, write, dx);
                     }
                 }
             }

@@ -1,8 +1,7 @@
 //! The innermost loops of convolution, one per instruction set, on raw pointers.
 //!
-//! Two of them. The *gather* kernel computes a tile of pixels by channels from a table of pointers to the pixels that
-//! each tap reads; it serves the forward pass and the input gradient. The *outer* kernel sums outer products over
-//! pixels; it serves the weight gradient.
+//! The *gather* kernel computes a tile of pixels by channels from a table of pointers to the pixels that each tap
+//! reads; it serves the forward pass and the input gradient.
 #![allow(unsafe_code)]
 
 use crate::kernels::Isa;
@@ -113,10 +112,10 @@ unsafe fn gather_portable<const ROWS: usize, const COLUMNS: usize>(call: &Gather
     }
 }
 
-/// The vector versions of both kernels: the same text for two register widths.
+/// The vector versions: the same text for two register widths.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vector_kernels {
-    ($gather:ident, $outer:ident, $features:literal, $vector:ty, $width:literal,
+    ($gather:ident, $features:literal, $vector:ty, $width:literal,
      $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $add:ident) => {
         /// # Safety
         /// See [`gather`].
@@ -189,45 +188,11 @@ macro_rules! vector_kernels {
                 }
             }
         }
-
-        /// # Safety
-        /// See [`outer`].
-        #[target_feature(enable = $features)]
-        #[inline]
-        unsafe fn $outer<const ROWS: usize, const VECTORS: usize>(call: &Outer) -> usize {
-            // SAFETY: see `outer`.
-            unsafe {
-                let mut sums: [[$vector; VECTORS]; ROWS] = [[$zero(); VECTORS]; ROWS];
-                let mut gradient = call.gradients;
-                for p in 0..call.n_pixels {
-                    let pixel = (*call.pixels.add(p)).add(call.channel);
-                    let mut row = [$zero(); VECTORS];
-                    for j in 0..VECTORS {
-                        row[j] = $load(gradient.add(j * $width));
-                    }
-                    gradient = gradient.add(call.stride);
-                    for i in 0..ROWS {
-                        let value = $splat(*pixel.add(i));
-                        for j in 0..VECTORS {
-                            sums[i][j] = $fma(value, row[j], sums[i][j]);
-                        }
-                    }
-                }
-                for i in 0..ROWS {
-                    for j in 0..VECTORS {
-                        let destination = call.destination.add(i * call.stride + j * $width);
-                        $store(destination, $add($load(destination), sums[i][j]));
-                    }
-                }
-            }
-            ROWS
-        }
     };
 }
 #[cfg(target_arch = "x86_64")]
 vector_kernels!(
     gather_avx512,
-    outer_avx512,
     "avx512f",
     __m512,
     16,
@@ -241,7 +206,6 @@ vector_kernels!(
 #[cfg(target_arch = "x86_64")]
 vector_kernels!(
     gather_avx2,
-    outer_avx2,
     "avx2,fma",
     __m256,
     8,
@@ -252,119 +216,3 @@ vector_kernels!(
     _mm256_fmadd_ps,
     _mm256_add_ps
 );
-
-/// A block of the weight gradient:
-/// `destination[i * stride + j] += sum over pixels p of pixels[p][channel + i] * gradients[p * stride + j]`.
-pub(super) struct Outer {
-    pub(super) n_pixels: usize,
-    /// `n_pixels` pointers to source pixels.
-    pub(super) pixels: *const *const f32,
-    /// First input channel of the block.
-    pub(super) channel: usize,
-    /// The output gradient at the first pixel and the block's first output channel.
-    pub(super) gradients: *const f32,
-    /// Output channels: the distance between rows of `gradients` and of `destination`.
-    pub(super) stride: usize,
-    pub(super) destination: *mut f32,
-}
-
-/// Output channels that the outer kernel takes at once.
-pub(super) fn outer_columns(isa: Isa, out_channels: usize) -> usize {
-    match isa.level() {
-        Level::Portable => 8,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => 16,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 if out_channels.is_multiple_of(32) => 32,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => 16,
-    }
-}
-
-/// Input channels that the outer kernel takes at once, where there are as many.
-pub(super) fn outer_rows(isa: Isa, columns: usize) -> usize {
-    match (isa.level(), columns) {
-        (Level::Portable, _) => 4,
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx2, _) => 4,
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, 32) => 8,
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, _) => 16,
-    }
-}
-
-/// Runs the outer kernel on at most `rows` input channels and says how many it took.
-///
-/// # Safety
-/// `call`'s pointers are valid: every pixel for `channel + rows` values, `gradients` for `n_pixels` rows of `columns`
-/// values `stride` apart, `destination` for `rows` rows of `columns` values `stride` apart that no other thread
-/// touches. `columns` comes from [`outer_columns`] with `isa`; `rows` is not zero.
-pub(super) unsafe fn outer(isa: Isa, columns: usize, rows: usize, call: &Outer) -> usize {
-    // SAFETY: the caller vouches for the pointers, `isa` for the instructions.
-    unsafe {
-        match (isa.level(), columns, rows) {
-            (Level::Portable, _, 4..) => outer_portable::<4, 8>(call),
-            (Level::Portable, ..) => outer_portable::<1, 8>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, _, 4..) => outer_avx2::<4, 2>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, _, 3) => outer_avx2::<3, 2>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, ..) => outer_avx2::<1, 2>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, 32, 8..) => outer_avx512::<8, 2>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, 32, 3..) => outer_avx512::<3, 2>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, 32, _) => outer_avx512::<1, 2>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, _, 16..) => outer_avx512::<16, 1>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, _, 3..) => outer_avx512::<3, 1>(call),
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, ..) => outer_avx512::<1, 1>(call),
-        }
-    }
-}
-
-/// # Safety
-/// See [`outer`].
-unsafe fn outer_portable<const ROWS: usize, const COLUMNS: usize>(call: &Outer) -> usize {
-    // SAFETY: see `outer`.
-    unsafe {
-        let mut sums = [[0.0f32; COLUMNS]; ROWS];
-        for p in 0..call.n_pixels {
-            let values = *(*call.pixels.add(p)).add(call.channel).cast::<[f32; ROWS]>();
-            let row = *call.gradients.add(p * call.stride).cast::<[f32; COLUMNS]>();
-            for i in 0..ROWS {
-                for j in 0..COLUMNS {
-                    sums[i][j] += values[i] * row[j];
-                }
-            }
-        }
-        for (i, sum) in sums.iter().enumerate() {
-            for (j, &value) in sum.iter().enumerate() {
-                *call.destination.add(i * call.stride + j) += value;
-            }
-        }
-    }
-    ROWS
-}
-
-/// The outer kernel for one input channel and fewer output channels than a register holds.
-///
-/// # Safety
-/// As [`outer`] with `rows` = 1 and these `columns`.
-pub(super) unsafe fn outer_edge(columns: usize, call: &Outer) {
-    // SAFETY: see above.
-    unsafe {
-        for j in 0..columns {
-            let mut sum = 0.0f32;
-            for p in 0..call.n_pixels {
-                sum += *(*call.pixels.add(p)).add(call.channel) * *call.gradients.add(p * call.stride + j);
-            }
-            *call.destination.add(j) += sum;
-        }
-    }
-}

@@ -3,16 +3,25 @@
 //! Nothing is unfolded: a table, made once per shape, says which input pixel each (output pixel, tap) reads (or that
 //! it lies in the padding, where a row of zeros stands), and the micro-kernel multiplies through pointers ("indirect
 //! convolution", Dukhan 2019, arXiv:1907.02129). The input gradient is the same kernel with transposed weights; for
-//! stride s there are s * s classes of input pixels, each with its own taps. The weight gradient is a sum of outer
-//! products, split over (tap, input channel) so that threads never share a row.
+//! stride s there are s * s classes of input pixels, each with its own taps, and in small images pixels are sorted by
+//! the taps that stay inside. The weight gradient is a sum of outer
+//! products ([`gradient`]).
+//!
+//! Windows of 3x3 at stride 1, most of a residual network's work, go through [`winograd`] instead where the
+//! channels are multiples of 16 and the image has at least three rows and columns: at 2x2 a tile would spend 36
+//! products where the direct kernel, which leaves out what it would read in the padding, spends 16.
 //!
 //! Any number of channels works: the last panel of weights is padded with zeros and its results are copied out.
 #![allow(unsafe_code)]
 
+mod gradient;
 mod micro;
+mod product;
+mod scratch;
+mod winograd;
 
 use super::{Isa, Write};
-use micro::{Gather, MAX_ROWS, MAX_TILE, Outer, Tile};
+use micro::{Gather, MAX_ROWS, MAX_TILE, Tile};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -62,12 +71,18 @@ impl Geometry {
         2.0 * (self.out_height() * self.out_width()) as f64 * self.n_weights() as f64
     }
 
+    /// Pixels of an input.
     fn in_pixels(&self) -> usize {
         self.height * self.width
     }
 
     fn out_pixels(&self) -> usize {
         self.out_height() * self.out_width()
+    }
+
+    /// Whether padding is a large part of what windows read: then pixels are sorted by the taps that stay inside.
+    fn is_small(&self) -> bool {
+        self.in_pixels() <= 64
     }
 
     /// The input pixel that output pixel `pixel` reads through `tap`, or -1 in the padding. Both count over the batch.
@@ -125,15 +140,50 @@ impl Group {
     }
 }
 
+/// Sorts the pixels of an image by the taps that `taps_of` says may reach them.
+fn groups(
+    n_pixels: usize,
+    capacity: usize,
+    tile: Tile,
+    taps_of: impl Fn(usize) -> Vec<usize>,
+    source: impl Fn(usize, usize) -> i32,
+) -> Vec<Group> {
+    let mut classes: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
+    for pixel in 0..n_pixels {
+        let taps = taps_of(pixel);
+        match classes.iter_mut().find(|(known, _)| *known == taps) {
+            Some((_, pixels)) => pixels.push(pixel),
+            None => classes.push((taps, vec![pixel])),
+        }
+    }
+    let of_class = |(taps, of_image): (Vec<usize>, Vec<usize>)| {
+        let of_image = &of_image;
+        let pixels =
+            (0..capacity).flat_map(|image| of_image.iter().map(move |pixel| (image * n_pixels + pixel) as u32));
+        Group::new(taps, pixels.collect(), tile, &source)
+    };
+    classes.into_iter().map(of_class).collect()
+}
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Algorithm {
+    /// Products through tables of pointers; any shape.
+    Direct,
+    /// See [`winograd`].
+    Winograd,
+}
+
 /// The tables of one convolution for batches of up to `capacity` images.
 pub struct Plan {
     isa: Isa,
     geometry: Geometry,
     capacity: usize,
+    algorithm: Algorithm,
     forward_tile: Tile,
     backward_tile: Tile,
-    forward: Group,
-    /// One group per class of input pixels modulo the stride. Made by the first backward pass.
+    forward: Vec<Group>,
+    /// Of input pixels. Made by the first backward pass.
     backward: OnceLock<Vec<Group>>,
     /// Source pixels or -1, [tap][output pixel]. Made by the first backward pass.
     weight_sources: OnceLock<Vec<i32>>,
@@ -147,21 +197,36 @@ impl Plan {
     /// # Panics
     /// If the window has more than [`MAX_TAPS`] positions, or the batch more than 2^31 pixels.
     pub fn new(isa: Isa, geometry: Geometry, capacity: usize) -> Plan {
+        let algorithm = if winograd::pays(&geometry) { Algorithm::Winograd } else { Algorithm::Direct };
+        Plan::with_algorithm(isa, geometry, capacity, algorithm)
+    }
+
+    fn with_algorithm(isa: Isa, geometry: Geometry, capacity: usize, algorithm: Algorithm) -> Plan {
         assert!(geometry.n_taps() <= MAX_TAPS, "a window of {}", geometry.kernel);
         assert!(capacity * geometry.in_pixels().max(geometry.out_pixels()) <= i32::MAX as usize, "{capacity} images");
         let forward_tile = Tile::for_channels(isa, geometry.out_channels);
-        let pixels = (0..(capacity * geometry.out_pixels()) as u32).collect();
-        let taps = (0..geometry.n_taps()).collect();
+        let taps_of = |pixel: usize| -> Vec<usize> {
+            (0..geometry.n_taps()).filter(|&tap| !geometry.is_small() || geometry.read_by(pixel, tap) >= 0).collect()
+        };
+        // Tables are for the direct kernels alone.
+        let forward = match algorithm {
+            Algorithm::Winograd => Vec::new(),
+            Algorithm::Direct => {
+                let source = |pixel: usize, tap: usize| geometry.read_by(pixel, tap);
+                groups(geometry.out_pixels(), capacity, forward_tile, taps_of, source)
+            }
+        };
         Plan {
             isa,
             geometry,
             capacity,
+            algorithm,
             forward_tile,
             backward_tile: Tile::for_channels(isa, geometry.in_channels),
-            forward: Group::new(taps, pixels, forward_tile, |pixel, tap| geometry.read_by(pixel, tap)),
+            forward,
             backward: OnceLock::new(),
             weight_sources: OnceLock::new(),
-            zeros: vec![0.0; geometry.in_channels.max(geometry.out_channels).max(MAX_TILE)],
+            zeros: vec![0.0; (6 * geometry.in_channels.max(geometry.out_channels)).max(MAX_TILE)],
         }
     }
 
@@ -173,26 +238,18 @@ impl Plan {
     fn backward_groups(&self) -> &[Group] {
         self.backward.get_or_init(|| {
             let g = &self.geometry;
-            let class = |row: usize, column: usize| (row % g.stride, column % g.stride);
-            let mut groups = Vec::new();
-            for wanted in (0..g.stride).flat_map(|row| (0..g.stride).map(move |column| (row, column))) {
-                // The window's position that starts at row r - tap_row (padding added) must be a multiple of the stride.
-                let reaches = |tap: &usize| {
-                    let (tap_row, tap_column) = (tap / g.kernel, tap % g.kernel);
-                    (wanted.0 + g.padding) % g.stride == tap_row % g.stride
-                        && (wanted.1 + g.padding) % g.stride == tap_column % g.stride
+            let taps_of = |pixel: usize| -> Vec<usize> {
+                let (row, column) = (pixel / g.width + g.padding, pixel % g.width + g.padding);
+                // The window that reads a row through a tap starts at their difference, a multiple of the stride.
+                let reaches = |tap: &usize| match g.is_small() {
+                    true => g.reader_of(pixel, *tap) >= 0,
+                    false => {
+                        row % g.stride == tap / g.kernel % g.stride && column % g.stride == tap % g.kernel % g.stride
+                    }
                 };
-                let in_class = |pixel: &u32| {
-                    let rest = *pixel as usize % g.in_pixels();
-                    class(rest / g.width, rest % g.width) == wanted
-                };
-                let pixels: Vec<u32> = (0..(self.capacity * g.in_pixels()) as u32).filter(in_class).collect();
-                if !pixels.is_empty() {
-                    let taps = (0..g.n_taps()).filter(reaches).collect();
-                    groups.push(Group::new(taps, pixels, self.backward_tile, |pixel, tap| g.reader_of(pixel, tap)));
-                }
-            }
-            groups
+                (0..g.n_taps()).filter(reaches).collect()
+            };
+            groups(g.in_pixels(), self.capacity, self.backward_tile, taps_of, |pixel, tap| g.reader_of(pixel, tap))
         })
     }
 
@@ -205,11 +262,26 @@ impl Plan {
     }
 }
 
-/// Weights laid out for [`forward`]: [panel][tap][in][column of the panel], then the bias, [panel][column].
+/// Weights as kernels read them.
+#[derive(Clone, Copy)]
+pub struct Filter<'a> {
+    /// [tap][in][out].
+    pub weights: &'a [f32],
+    /// [out]; the input gradient does without.
+    pub bias: Option<&'a [f32]>,
+    /// What [`pack_forward`] or [`pack_backward`] made of them.
+    pub packed: &'a [f32],
+}
+
+/// Weights laid out for [`forward`]: [panel][tap][in][column of the panel], then the bias, [panel][column]; or
+/// transformed, or nothing, as the algorithm wants it.
 ///
 /// `weights` are [tap][in][out]. Allocates on the first call only.
 pub fn pack_forward(plan: &Plan, weights: &[f32], bias: Option<&[f32]>, packed: &mut Vec<f32>) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return winograd::pack(plan.isa, g, winograd::Direction::Forward, weights, packed);
+    }
     let columns = plan.forward_tile.columns;
     let depth = g.n_taps() * g.in_channels;
     let n_panels = g.out_channels.div_ceil(columns);
@@ -228,13 +300,16 @@ pub fn pack_forward(plan: &Plan, weights: &[f32], bias: Option<&[f32]>, packed: 
     }
 }
 
-/// Weights laid out for [`backward_input`]: [panel of in][tap][out][column of the panel].
+/// Weights laid out for [`backward_input`]: [panel of in][tap][out][column of the panel]; or as above.
 ///
 /// `weights` are [tap][in][out]. Allocates on the first call only.
 pub fn pack_backward(plan: &Plan, weights: &[f32], packed: &mut Vec<f32>) {
     /// Output channels transposed at once: a cache line.
     const BLOCK: usize = 16;
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return winograd::pack(plan.isa, g, winograd::Direction::Backward, weights, packed);
+    }
     let columns = plan.backward_tile.columns;
     let n_panels = g.in_channels.div_ceil(columns);
     assert_eq!(weights.len(), g.n_weights(), "weights of {g:?}");
@@ -255,14 +330,18 @@ pub fn pack_backward(plan: &Plan, weights: &[f32], packed: &mut Vec<f32>) {
 }
 
 /// Output of the first `n` images. `x` is [capacity, H, W, in], `y` at least [n, H', W', out].
-pub fn forward(plan: &Plan, n: usize, x: &[f32], packed: &[f32], y: &mut [f32]) {
+pub fn forward(plan: &Plan, n: usize, x: &[f32], filter: &Filter, y: &mut [f32]) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return plan.winograd(winograd::Direction::Forward, x, filter, Write::Replace).run(n, y);
+    }
+    let packed = filter.packed;
     let columns = plan.forward_tile.columns;
     let n_panels = g.out_channels.div_ceil(columns);
     let (panels, biases) = packed.split_at(n_panels * g.n_taps() * g.in_channels * columns);
     assert!(n <= plan.capacity && x.len() >= plan.capacity * g.in_pixels() * g.in_channels, "input of {g:?}");
     assert!(y.len() >= n * g.out_pixels() * g.out_channels && biases.len() == n_panels * columns, "output of {g:?}");
-    Pass {
+    let pass = Pass {
         plan,
         tile: plan.forward_tile,
         source: x,
@@ -271,13 +350,21 @@ pub fn forward(plan: &Plan, n: usize, x: &[f32], packed: &[f32], y: &mut [f32]) 
         biases: Some(biases),
         channels: g.out_channels,
         write: Write::Replace,
+    };
+    for group in &plan.forward {
+        // Every image has the same number of pixels of each class.
+        pass.run(group, group.pixels.len() / plan.capacity * n, y);
     }
-    .run(&plan.forward, n * g.out_pixels(), y);
 }
 
 /// Gradient on the input of the first `n` images. `dy` is [capacity, H', W', out], `dx` at least [n, H, W, in].
-pub fn backward_input(plan: &Plan, n: usize, dy: &[f32], packed: &[f32], write: Write, dx: &mut [f32]) {
+pub fn backward_input(plan: &Plan, n: usize, dy: &[f32], filter: &Filter, write: Write, dx: &mut [f32]) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        let filter = Filter { bias: None, ..*filter };
+        return plan.winograd(winograd::Direction::Backward, dy, &filter, write).run(n, dx);
+    }
+    let packed = filter.packed;
     let columns = plan.backward_tile.columns;
     assert!(n <= plan.capacity && dy.len() >= plan.capacity * g.out_pixels() * g.out_channels, "gradient of {g:?}");
     assert!(dx.len() >= n * g.in_pixels() * g.in_channels, "input gradient of {g:?}");
@@ -296,7 +383,6 @@ pub fn backward_input(plan: &Plan, n: usize, dy: &[f32], packed: &[f32], write: 
         write,
     };
     for group in plan.backward_groups() {
-        // Every image has the same number of pixels of each class.
         pass.run(group, group.pixels.len() / plan.capacity * n, dx);
     }
 }
@@ -415,6 +501,26 @@ impl Pass<'_> {
 }
 
 impl Plan {
+    fn winograd<'a>(
+        &'a self,
+        direction: winograd::Direction,
+        source: &'a [f32],
+        filter: &Filter<'a>,
+        write: Write,
+    ) -> winograd::Pass<'a> {
+        winograd::Pass {
+            isa: self.isa,
+            geometry: &self.geometry,
+            direction,
+            source,
+            weights: filter.weights,
+            packed: filter.packed,
+            bias: filter.bias,
+            write,
+            zeros: &self.zeros,
+        }
+    }
+
     /// A pointer to a pixel of `values`, or to zeros for -1.
     #[inline(always)]
     fn pixel(&self, values: &[f32], channels: usize, pixel: i32) -> *const f32 {
@@ -430,85 +536,18 @@ impl Plan {
 /// least [n, H', W', out]. `dw` is overwritten.
 pub fn backward_weights(plan: &Plan, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let g = &plan.geometry;
+    if plan.algorithm == Algorithm::Winograd {
+        return winograd::weight_gradient(plan.isa, g, n, (x, dy, &plan.zeros), dw);
+    }
     let n_pixels = n * g.out_pixels();
     assert!(n <= plan.capacity && x.len() >= plan.capacity * g.in_pixels() * g.in_channels, "input of {g:?}");
     assert!(dy.len() >= n_pixels * g.out_channels && dw.len() == g.n_weights(), "gradients of {g:?}");
-    // Made here, not by whichever thread comes first.
-    let sources = plan.weight_sources();
-    dw.fill(0.0);
-    let columns = micro::outer_columns(plan.isa, g.out_channels);
-    let rows = micro::outer_rows(plan.isa, columns);
-    // A job is a tap and a range of input channels; a few jobs a thread balance the load. How they are cut does not
-    // change any sum: each is taken over the pixels in order.
-    let n_threads = rayon::current_num_threads();
-    let per_job =
-        (g.n_weights() / g.out_channels / rows / (n_threads * 6)).clamp(1, g.in_channels.div_ceil(rows)) * rows;
-    let jobs_per_tap = g.in_channels.div_ceil(per_job);
-    let n_jobs = g.n_taps() * jobs_per_tap;
-    let per_batch = n_jobs.div_ceil(n_threads * 3);
-    // Pixels at once: their inputs and gradients share L1 and L2 with the weights' block.
-    let block = (48 * 1024 / (4 * (g.in_channels.min(64) + g.out_channels.min(64)))).clamp(64, 256);
-    let dw = Shared(dw.as_mut_ptr());
-    (0..n_jobs.div_ceil(per_batch)).into_par_iter().for_each(|batch| {
-        POINTERS.with_borrow_mut(|pointers| {
-            for first_pixel in (0..n_pixels).step_by(block) {
-                let n_block = block.min(n_pixels - first_pixel);
-                for job in batch * per_batch..((batch + 1) * per_batch).min(n_jobs) {
-                    let (tap, first) = (job / jobs_per_tap, job % jobs_per_tap * per_job);
-                    let table = &sources[tap * plan.capacity * g.out_pixels() + first_pixel..][..n_block];
-                    pointers.clear();
-                    pointers.extend(table.iter().map(|&pixel| plan.pixel(x, g.in_channels, pixel)));
-                    let channels = first..(first + per_job).min(g.in_channels);
-                    outer_block(plan, tap, channels, pointers, &dy[first_pixel * g.out_channels..], dw);
-                }
-            }
-        });
-    });
+    gradient::weight_gradient(plan, n, x, dy, dw);
 }
 
-/// Adds the pixels of one block to the weight gradient of `tap` and the input channels `channels`.
-fn outer_block(
-    plan: &Plan,
-    tap: usize,
-    channels: std::ops::Range<usize>,
-    pixels: &[*const f32],
-    dy: &[f32],
-    dw: Shared,
-) {
-    let g = &plan.geometry;
-    let columns = micro::outer_columns(plan.isa, g.out_channels);
-    let mut channel = channels.start;
-    while channel < channels.end {
-        let mut n_taken = 1;
-        for first in (0..g.out_channels).step_by(columns) {
-            let width = columns.min(g.out_channels - first);
-            // SAFETY: the index lies inside `dw` ([tap][in][out]).
-            let destination =
-                |channel: usize| unsafe { dw.get().add((tap * g.in_channels + channel) * g.out_channels + first) };
-            let mut call = Outer {
-                n_pixels: pixels.len(),
-                pixels: pixels.as_ptr(),
-                channel,
-                gradients: dy[first..].as_ptr(),
-                stride: g.out_channels,
-                destination: destination(channel),
-            };
-            if width == columns {
-                // SAFETY: pixels point to `in_channels` values (or as many zeros), `dy` holds a row for each of them,
-                // and the rows of `dw` for this tap and these channels belong to this job.
-                n_taken = unsafe { micro::outer(plan.isa, columns, channels.end - channel, &call) };
-            } else {
-                // Fewer than `columns` channels in all: rows one by one. Otherwise the rows that the whole panels took.
-                for row in channel..channel + n_taken {
-                    call.channel = row;
-                    call.destination = destination(row);
-                    // SAFETY: as above.
-                    unsafe { micro::outer_edge(width, &call) };
-                }
-            }
-        }
-        channel += n_taken;
-    }
+/// The largest multiple of 16 up to `limit` that divides `channels`, itself a multiple of 16.
+fn largest_share(channels: usize, limit: usize) -> usize {
+    (1..=limit / 16).rev().map(|n| n * 16).find(|&share| channels.is_multiple_of(share)).unwrap_or(16)
 }
 
 #[cfg(test)]

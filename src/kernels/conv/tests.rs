@@ -18,6 +18,15 @@ fn geometry(size: (usize, usize), channels: (usize, usize), kernel: usize, strid
 /// Sums have at most 49 * 48 terms forwards and 4 * 80 pixels for the weights; f32 keeps 1e-5 of the largest value.
 const TOLERANCE: f64 = 1e-5;
 
+/// Those that can run a shape, whether or not they would be chosen.
+fn algorithms(g: &Geometry) -> Vec<Algorithm> {
+    let mut algorithms = vec![Algorithm::Direct];
+    if winograd::covers(g) {
+        algorithms.push(Algorithm::Winograd);
+    }
+    algorithms
+}
+
 fn check_all(g: Geometry) {
     const N: usize = 3;
     let n_out = N * g.out_pixels() * g.out_channels;
@@ -27,12 +36,15 @@ fn check_all(g: Geometry) {
     let y_expected = reference::conv(&g, N, &wide(&x), &wide(&w), &wide(&bias));
     let (dx_expected, dw_expected) = reference::conv_gradients(&g, N, &wide(&x), &wide(&w), &wide(&dy));
     let dx_added: Vec<f64> = dx_expected.iter().zip(&before).map(|(d, &b)| d + f64::from(b)).collect();
-    for isa in Isa::available() {
-        let what = |pass: &str| format!("{pass} {} {g:?}", isa.name());
-        let plan = Plan::new(isa, g, N);
+    let algorithms = Isa::available().into_iter().flat_map(|isa| algorithms(&g).into_iter().map(move |a| (isa, a)));
+    for (isa, algorithm) in algorithms {
+        let what = |pass: &str| format!("{pass} {} {algorithm:?} {g:?}", isa.name());
+        let plan = Plan::with_algorithm(isa, g, N, algorithm);
         let (mut forwards, mut backwards) = (Vec::new(), Vec::new());
         pack_forward(&plan, &w, Some(&bias), &mut forwards);
         pack_backward(&plan, &w, &mut backwards);
+        let forwards = Filter { weights: &w, bias: Some(&bias), packed: &forwards };
+        let backwards = Filter { weights: &w, bias: None, packed: &backwards };
         let mut y = vec![f32::NAN; n_out];
         forward(&plan, N, &x, &forwards, &mut y);
         check(&what("forward"), &y, &y_expected, TOLERANCE);
@@ -80,6 +92,12 @@ fn large_windows_and_tiny_images() {
     check_all(geometry((6, 7), (5, 32), 5, 1));
     check_all(geometry((1, 1), (16, 16), 3, 1));
     check_all(geometry((1, 2), (32, 64), 3, 2));
+    check_all(geometry((2, 2), (32, 16), 3, 1));
+    check_all(geometry((3, 3), (16, 48), 3, 1));
+    check_all(geometry((5, 9), (64, 32), 3, 1));
+    // Beyond what jobs share.
+    check_all(geometry((4, 5), (128, 144), 3, 1));
+    check_all(geometry((3, 2), (160, 128), 3, 1));
     check_all(Geometry { padding: 0, ..geometry((8, 9), (16, 16), 3, 1) });
     check_all(geometry((9, 9), (3, 5), 3, 3));
 }
@@ -100,17 +118,27 @@ fn reference_gradients_agree_with_central_differences() {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     const N: usize = 5;
-    for g in [geometry((9, 8), (16, 32), 3, 2), geometry((8, 8), (3, 16), 3, 1), geometry((8, 7), (48, 48), 3, 1)] {
-        for isa in Isa::available() {
+    for g in [
+        geometry((9, 8), (16, 32), 3, 2),
+        geometry((8, 8), (3, 16), 3, 1),
+        geometry((8, 7), (48, 48), 3, 1),
+        geometry((30, 31), (16, 16), 3, 1),
+        geometry((4, 4), (128, 144), 3, 1),
+    ] {
+        for (isa, algorithm) in
+            Isa::available().into_iter().flat_map(|isa| algorithms(&g).into_iter().map(move |a| (isa, a)))
+        {
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     let (x, w) = (values(1, N * g.in_pixels() * g.in_channels), values(2, g.n_weights()));
                     let dy = values(4, N * g.out_pixels() * g.out_channels);
-                    let plan = Plan::new(isa, g, N);
+                    let plan = Plan::with_algorithm(isa, g, N, algorithm);
                     let (mut forwards, mut backwards) = (Vec::new(), Vec::new());
                     pack_forward(&plan, &w, None, &mut forwards);
                     pack_backward(&plan, &w, &mut backwards);
+                    let forwards = Filter { weights: &w, bias: None, packed: &forwards };
+                    let backwards = Filter { weights: &w, bias: None, packed: &backwards };
                     let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
                     forward(&plan, N, &x, &forwards, &mut y);
                     backward_input(&plan, N, &dy, &backwards, Write::Replace, &mut dx);
