@@ -14,6 +14,7 @@
 pub mod conv;
 pub mod elementwise;
 mod isa;
+pub mod l2;
 pub mod linear;
 pub mod noise;
 pub mod norm;

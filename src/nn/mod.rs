@@ -14,6 +14,7 @@ pub mod augment;
 #[cfg(test)]
 mod golden;
 pub mod graph;
+pub mod hvp;
 mod init;
 pub mod loss;
 mod models;
@@ -21,6 +22,7 @@ pub mod network;
 pub mod optim;
 pub mod pgd;
 pub mod predict;
+pub mod sam;
 pub mod schedule;
 mod tape;
 mod weights;

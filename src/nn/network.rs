@@ -14,9 +14,14 @@ use std::ops::Range;
 /// Which statistics batch normalisation uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Statistics of the batch; the running ones are updated.
+    /// Statistics of the batch; the running ones are updated. PyTorch's `train()`.
     Train,
-    /// Running statistics, left as they are; constants in the backward pass.
+    /// As [`Mode::Train`], gradient and all, but the running statistics stay as they are: PyTorch's `train()` with
+    /// `momentum = 0` in every normalisation. For losses whose gradient is taken more than once a step (SAM, Hessian
+    /// products, masks).
+    Batch,
+    /// Running statistics, left as they are; constants in the backward pass. PyTorch's `eval()`, and what it calls
+    /// frozen batch norm while everything else trains.
     Eval,
 }
 
@@ -105,6 +110,8 @@ pub struct Network {
     parameters: Vec<f32>,
     gradients: Vec<f32>,
     statistics: Vec<f32>,
+    /// Where [`Mode::Batch`] keeps them meanwhile.
+    kept_statistics: Vec<f32>,
     /// Changes whenever the parameters may have changed.
     version: u64,
     noise: Option<Stream>,
@@ -134,6 +141,7 @@ impl Network {
             parameters: vec![0.0; graph.n_parameters()],
             gradients: vec![0.0; graph.n_parameters()],
             statistics: vec![0.0; graph.n_statistics()],
+            kept_statistics: Vec::new(),
             version: 0,
             noise: None,
             step: 0,
@@ -190,6 +198,11 @@ impl Network {
         self.noise = noise;
     }
 
+    /// What noise is keyed by: the stream, none while it is off, and the step.
+    pub fn noise_key(&self) -> (Option<&Stream>, u64) {
+        (self.noise.as_ref(), self.step)
+    }
+
     /// Sets the step that noise is keyed by, below 2^32.
     pub fn set_step(&mut self, step: u64) {
         self.step = step;
@@ -208,7 +221,7 @@ impl Network {
                 images.len()
             )));
         }
-        if mode == Mode::Train {
+        if mode != Mode::Eval {
             Tape::check_statistics(&self.graph, n)?;
         }
         // Given back before a larger one is made.
@@ -216,13 +229,20 @@ impl Network {
         let tape = self.tape.get_or_insert_with(|| Tape::new(self.isa, &self.graph, n, self.wants_input_grad));
         let draws = self.noise.as_ref().map(|stream| Draws { stream, step: self.step });
         let parameters = (&self.parameters[..], self.version);
+        if mode == Mode::Batch {
+            self.kept_statistics.clone_from(&self.statistics);
+        }
         tape.forward(&self.graph, Batch { images, n, mode, draws }, parameters, &mut self.statistics);
+        if mode == Mode::Batch {
+            self.statistics.copy_from_slice(&self.kept_statistics);
+        }
         Ok(tape.values(&self.graph, self.graph.nodes.len() - 1))
     }
 
     /// Gradients of a loss on all parameters, from its gradient on the logits [n, K] of the last forward pass.
     ///
-    /// After [`Mode::Train`] the gradient flows through the batch statistics, after [`Mode::Eval`] they are constants.
+    /// After [`Mode::Train`] and [`Mode::Batch`] the gradient flows through the batch's statistics, after [`Mode::Eval`]
+    /// they are constants.
     ///
     /// # Errors
     /// No forward pass before, or a number of values that does not fit.

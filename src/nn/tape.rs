@@ -198,7 +198,7 @@ impl Tape {
                         let (means, variances) = statistics.split_at_mut(variance.start);
                         let (mean, variance) = (&mut means[mean.clone()], &mut variances[..variance.len()]);
                         let statistics = match mode {
-                            Mode::Train => norm::Statistics::Batch { mean, variance },
+                            Mode::Train | Mode::Batch => norm::Statistics::Batch { mean, variance },
                             Mode::Eval => norm::Statistics::Running { mean, variance },
                         };
                         norm::forward(self.isa, &layer, statistics, saved, &mut self.scratch, &mut output[..length]);
@@ -340,7 +340,7 @@ impl Tape {
                         dy,
                         gamma: &parameters[gamma.clone()],
                         dependence: match self.mode {
-                            Mode::Train => norm::Dependence::Batch,
+                            Mode::Train | Mode::Batch => norm::Dependence::Batch,
                             Mode::Eval => norm::Dependence::Frozen,
                         },
                     };

@@ -124,7 +124,7 @@ fn check_network(config: &Config, mode: Mode, layer: Option<&str>) {
 
 #[test]
 fn gradients_agree_with_central_differences() {
-    for mode in [Mode::Train, Mode::Eval] {
+    for mode in [Mode::Train, Mode::Batch, Mode::Eval] {
         check_network(&config(Architecture::Resnet8, (8, 8)), mode, None);
         check_network(&config(Architecture::Resnet8, (9, 7)), mode, Some("layer2"));
         check_network(&config(Architecture::Resnet20, (8, 8)), mode, Some("avgpool"));
@@ -214,6 +214,28 @@ fn packed_weights_follow_the_parameters() {
     let mut loaded = network(Architecture::Resnet8, (8, 8));
     loaded.load(&changed.weights()).unwrap();
     assert!(step(&mut changed, 2) == step(&mut loaded, 2));
+}
+
+#[test]
+fn batch_mode_is_training_without_a_trace() {
+    let run = |mode: Mode| {
+        let mut network = network(Architecture::Resnet8, (9, 7));
+        network.want_input_grad(true);
+        let before = network.buffers().to_vec();
+        let logits = network.forward(&images(3, (9, 7)), 3, mode).unwrap().to_vec();
+        network.backward(&values(2, logits.len())).unwrap();
+        let gradients = (network.grads().to_vec(), network.input_grad().unwrap().to_vec());
+        (logits, gradients, before == network.buffers())
+    };
+    let (logits, gradients, kept) = run(Mode::Train);
+    assert!(!kept);
+    assert!(run(Mode::Batch) == (logits.clone(), gradients.clone(), true));
+    // The running statistics, still those of no data, give something else.
+    let (frozen_logits, frozen_gradients, kept) = run(Mode::Eval);
+    assert!(kept && frozen_logits != logits && frozen_gradients != gradients);
+    let mut single = network(Architecture::Resnet8, (4, 4));
+    let message = "batch statistics of one value: expected more than one image a batch, got 1";
+    check_error(single.forward(&[0.0; 48], 1, Mode::Batch).map(<[f32]>::to_vec), message);
 }
 
 #[test]
