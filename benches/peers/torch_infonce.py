@@ -6,14 +6,23 @@ The same estimator, critic and step as ours: all other samples of the batch as n
 
     python torch_infonce.py --batch 128 --hidden 128 --width 512 --steps 30 --threads 2
     python torch_infonce.py --gaussian          # value on the Gaussian pair, truth 2.919 nats
+    python torch_infonce.py --serve             # what `cargo bench --bench critics` starts
 """
 
 import argparse
+import json
 import math
+import sys
 import time
 
-import torch
-from torch import nn
+try:
+    import torch
+    from torch import nn
+except ImportError as error:
+    print(json.dumps({"error": str(error)}))
+    sys.exit(1)
+
+from serve import serve
 
 
 class Joint(nn.Module):
@@ -109,7 +118,25 @@ def price(arguments):
     )
 
 
+def set_up(case):
+    """A step of the bench: the whole stack, trained from its first values. `variant` is how pairs are written."""
+    torch.set_num_threads(case["threads"])
+    torch.manual_seed(0)
+    a, b = torch.rand(case["n"], case["pixels"]), torch.randn(case["n"], case["width"])
+    arguments = argparse.Namespace(pairs=case["variant"], hidden=case["hidden"], embedding=case["embedding"])
+
+    def step():
+        for _ in range(case["critics"]):
+            critic = make(arguments, case["pixels"], case["width"])
+            train(critic, a, b, case["batch"], case["steps"], 3e-4, True)
+
+    return step
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve(f"PyTorch {torch.__version__}", set_up)
+        sys.exit()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", choices=["concat", "broadcast", "separable"], default="broadcast")
     parser.add_argument("--hidden", type=int, default=128)
