@@ -24,14 +24,8 @@ const LITTLE_MEMORY_MIB: u64 = 2048;
 /// Less room than this is gone after a few packed datasets.
 const LITTLE_ROOM: u64 = 2 << 30;
 
-/// What CUDA programs load at run time, and where it comes from.
-const LIBRARIES: [(&str, &str); 5] = [
-    ("libcuda.so", "NVIDIA's driver"),
-    ("libnvrtc.so", "the CUDA toolkit"),
-    ("libcublas.so", "the CUDA toolkit"),
-    ("libcublasLt.so", "the CUDA toolkit"),
-    ("libcurand.so", "the CUDA toolkit"),
-];
+/// What a build for GPUs opens at run time, and what brings it.
+const LIBRARIES: [(&str, &str); 2] = [("libcuda.so.1", "NVIDIA's driver"), ("libcudnn.so.9", "cuDNN 9")];
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -281,9 +275,11 @@ fn cuda() -> Check {
     let found: Vec<(&str, &str, Option<PathBuf>)> =
         LIBRARIES.into_iter().map(|(name, origin)| (name, origin, library(name))).collect();
     let libraries: Vec<Value> = found.iter().map(|(name, _, path)| json!({ "name": name, "path": path })).collect();
-    let missing = |from: &str| -> Vec<&str> {
-        found.iter().filter(|(_, origin, path)| *origin == from && path.is_none()).map(|(name, ..)| *name).collect()
-    };
+    let missing: Vec<String> = found
+        .iter()
+        .filter(|(.., path)| path.is_none())
+        .map(|(name, origin, _)| format!("`{name}` of {origin}"))
+        .collect();
     let answer = device::Choice::Cuda(0).resolve();
     let facts = json!({ "usable": answer.is_ok(), "devices": devices, "libraries": libraries });
     let machine = match &devices[..] {
@@ -294,11 +290,10 @@ fn cuda() -> Check {
         Ok(_) => Check::ok("cuda", machine, facts),
         Err(error) if devices.is_empty() => Check::note("cuda", format!("{}; {machine}", reason(&error)), None, facts),
         Err(error) => {
-            let absent = [missing("NVIDIA's driver"), missing("the CUDA toolkit")].concat();
-            let hint = if absent.is_empty() {
+            let hint = if missing.is_empty() {
                 error.hint_text().unwrap_or("compute with `--device cpu`").to_string()
             } else {
-                format!("install what is missing ({}), or compute with `--device cpu`", absent.join(", "))
+                format!("not found: {}; install it, or compute with `--device cpu`", missing.join(", "))
             };
             Check::note("cuda", format!("{}; {machine}", reason(&error)), Some(hint), facts)
         }
@@ -341,7 +336,7 @@ fn library(name: &str) -> Option<PathBuf> {
     folders.filter_map(in_folder).next().or_else(in_cache)
 }
 
-/// `libcuda.so`, `libcuda.so.1`, but not `libcudart.so`.
+/// `libcudnn.so.9` and `libcudnn.so.9.1.0` for the former, but not `libcudnn.so.8`.
 fn is_library(path: &Path, name: &str) -> bool {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     file.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -376,10 +371,10 @@ mod tests {
         let check = |path: &str, name: &str, expected: bool| {
             assert_eq!(is_library(Path::new(path), name), expected, "{path} {name}");
         };
-        check("/usr/lib/libcuda.so.1", "libcuda.so", true);
-        check("/usr/lib/libcuda.so", "libcuda.so", true);
-        check("/usr/lib/libcudart.so.12", "libcuda.so", false);
-        check("/usr/lib/libcublasLt.so.12", "libcublas.so", false);
+        check("/usr/lib/libcuda.so.1", "libcuda.so.1", true);
+        check("/opt/cudnn/lib/libcudnn.so.9.1.0", "libcudnn.so.9", true);
+        check("/opt/cudnn/lib/libcudnn.so.8", "libcudnn.so.9", false);
+        check("/usr/lib/libcudart.so.12", "libcuda.so.1", false);
     }
 
     #[test]
