@@ -69,7 +69,7 @@ impl Side {
     pub fn peer(script: &str, threads: usize) -> Result<Side> {
         let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_string());
         let hint = format!(
-            "`{python} -m pip install torch numpy safetensors` installs PyTorch and what the scripts need, \
+            "`{python} -m pip install torch numpy` installs PyTorch and what the scripts need, \
              or set PYTHON to a Python that has it"
         );
         let path = format!("{}/benches/peers/{script}", env!("CARGO_MANIFEST_DIR"));

@@ -21,7 +21,6 @@ import tempfile
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -229,6 +228,8 @@ def golden():
 
 
 def round_trip(binary):
+    from safetensors.torch import load_file, save_file
+
     torch.manual_seed(0)
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
