@@ -11,8 +11,8 @@ use crate::exec::{self, device, memory};
 use crate::kernels::Isa;
 use crate::report::style::Style;
 use crate::report::{self, bytes, count};
-use crate::store::Store;
-use crate::store::layout::Layout;
+use crate::store::layout::{self, Layout};
+use crate::store::{Missing, Store};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -178,7 +178,8 @@ fn cache(dir: &Path) -> Check {
     let path = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
     let shown = path.display();
     let elsewhere = "choose another folder with `--cache DIR`, RUNNER_CACHE, or `cache` in runner.toml".to_string();
-    let store = match Store::open(&path, crate::store::Missing::Pretend) {
+    let opened = Store::open(&path, Missing::Pretend).and_then(|store| layout::refuse_foreign(&path).map(|()| store));
+    let store = match opened {
         Ok(store) => store,
         Err(error) => {
             let hint = error.hint_text().map_or(elsewhere, str::to_string);

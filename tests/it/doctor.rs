@@ -65,6 +65,12 @@ fn a_folder_that_cannot_be_a_cache_is_a_problem_with_a_way_out() {
     let (state, text, code) = cache_of(&project);
     assert_eq!((state.as_str(), code), ("problem", 3), "{text}");
     assert!(text.contains("has version 9, expected 1"), "{text}");
+
+    let project = Project::new();
+    project.write("cache/thesis.tex", "");
+    let (state, text, code) = cache_of(&project);
+    assert_eq!((state.as_str(), code), ("problem", 3), "{text}");
+    assert!(text.contains("is not a cache: it holds `thesis.tex`"), "{text}");
 }
 
 #[test]
