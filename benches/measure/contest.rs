@@ -68,7 +68,7 @@ const SHORTEST_ROUND: f64 = 0.25;
 ///
 /// # Errors
 /// What either side says.
-pub fn run(case: &Case, mut peer: Option<&mut Side>, seconds: f64) -> Result<Outcome> {
+pub fn run(case: &Case, peer: Option<&mut Side>, seconds: f64) -> Result<Outcome> {
     let told = |variant: Option<&str>| {
         let mut told = case.settings.clone();
         told["name"] = json!(case.name);
@@ -84,7 +84,7 @@ pub fn run(case: &Case, mut peer: Option<&mut Side>, seconds: f64) -> Result<Out
     ours.step(0, 1)?;
     let mut one_step = ours.step(0, 1)?.wall;
     let mut rival: Option<(&mut Side, u64, String)> = None;
-    if let Some(peer) = peer.as_deref_mut() {
+    if let Some(peer) = peer {
         let mut best: Option<(f64, u64, &String)> = None;
         for (id, variant) in (1..).zip(&case.variants) {
             peer.set_up(id, &told(Some(variant)))?;
