@@ -80,6 +80,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Delete from the cache what the given pipelines do not need. Only says so unless `--delete` is given.
     Gc(GcArgs),
+    /// Say what this build and this machine can do, and what to mend: kernels, threads, memory, cache, GPU.
+    ///
+    /// Writes a few files to the cache and removes them. Ends with 3 if there is a problem.
+    Doctor,
     /// Write a commented starter pipeline.
     Init {
         /// The name of the pipeline; it is written to `pipelines/NAME.toml`.

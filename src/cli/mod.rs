@@ -3,6 +3,7 @@
 mod args;
 mod cache;
 mod describe;
+mod doctor;
 mod explain;
 mod graph;
 mod init;
@@ -85,6 +86,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         }
         Command::Verify(args) => cache::verify(global, args),
         Command::Gc(args) => cache::gc(global, args),
+        Command::Doctor => doctor::doctor(global),
         Command::Init { name } => init_file(name),
         Command::Schema => {
             report::json_data(&schema::json());

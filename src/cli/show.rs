@@ -8,7 +8,7 @@ use crate::exec::resolve::{self, Outlook};
 use crate::plan::Plan;
 use crate::report::style::Style;
 use crate::report::table::{self, Format};
-use crate::report::{self, bytes, duration};
+use crate::report::{self, bytes, duration, explain};
 use crate::store::Store;
 use crate::store::records::{Hit, OutputRecord};
 use serde_json::{Value, json};
@@ -25,24 +25,52 @@ pub fn show(global: &Global, args: &ShowArgs) -> Result<u8> {
     let outlook = Outlook::of(&loaded.plan, &store)?;
     let style = Style::for_stdout(global.color);
     let Some(name) = &args.stage else {
-        overview(global, &loaded.plan, &outlook, &store);
+        overview(global, &loaded.plan, &outlook, &store)?;
         return Ok(0);
     };
     let outputs = find(&loaded.plan, &outlook.hits, name)?;
-    if outputs.iter().all(|(_, output)| output.kind == Kind::Table) {
+    let origins = origins(&outputs, &outlook, &store)?;
+    if outputs.iter().all(|found| found.output.kind == Kind::Table) {
         let joined = join(&outputs, &store)?;
         let format = if global.json { Format::Json } else { args.format };
         report::data(&table::render(&joined, format, &look(style, args.all))?);
     } else {
         list_files(global, &outputs, &store);
     }
+    if !global.json {
+        // Not data: where the numbers come from goes beside them, to standard error.
+        for origin in origins {
+            report::note(&Style::for_stderr(global.color).dim(&format!("computed by {origin}")));
+        }
+    }
     Ok(0)
 }
 
-type Found<'a> = (Vec<(String, Value)>, &'a OutputRecord);
+/// A stored output.
+struct Found<'a> {
+    /// The node that made it.
+    id: usize,
+    /// The node's point of the matrix.
+    point: &'a [(String, Value)],
+    output: &'a OutputRecord,
+}
+
+/// What computed these outputs, each machine and setting once.
+fn origins(outputs: &[Found<'_>], outlook: &Outlook, store: &Store) -> Result<Vec<String>> {
+    let mut origins = Vec::new();
+    for found in outputs {
+        let Some(key) = outlook.key(found.id) else { continue };
+        if let Some(origin) = store.record(&key)?.as_ref().map(explain::origin)
+            && !origins.contains(&origin)
+        {
+            origins.push(origin);
+        }
+    }
+    Ok(origins)
+}
 
 /// The outputs called `name` (`scores`, `model.history`, `scores[rate=0.1]`), one for each point of the matrix.
-fn find<'a>(plan: &Plan, hits: &'a [Option<Hit>], name: &str) -> Result<Vec<Found<'a>>> {
+fn find<'a>(plan: &'a Plan, hits: &'a [Option<Hit>], name: &str) -> Result<Vec<Found<'a>>> {
     let called = |wanted: &str| -> Vec<usize> {
         (0..plan.nodes.len()).filter(|&id| resolve::is_called(&plan.nodes[id], wanted)).collect()
     };
@@ -73,20 +101,20 @@ fn find<'a>(plan: &Plan, hits: &'a [Option<Hit>], name: &str) -> Result<Vec<Foun
             return Err(Error::user(format!("`{}` has not been computed yet", node.label))
                 .hint(format!("`runner run {}` computes it", plan.identity.path.display())));
         }
-        found.push((node.point.clone(), resolve::output_of(plan, id, port, hits)?));
+        found.push(Found { id, point: &node.point, output: resolve::output_of(plan, id, port, hits)? });
     }
     Ok(found)
 }
 
 fn join(outputs: &[Found<'_>], store: &Store) -> Result<Table> {
     let mut tables = Vec::with_capacity(outputs.len());
-    for (point, output) in outputs {
-        tables.push((point.clone(), Table::open(&store.files(output)).context("opening the table")?));
+    for Found { point, output, .. } in outputs {
+        tables.push((point.to_vec(), Table::open(&store.files(output)).context("opening the table")?));
     }
     Ok(table::join(&tables))
 }
 
-fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) {
+fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) -> Result<()> {
     let mut objects = Vec::new();
     let mut lines = Vec::new();
     for (id, node) in plan.nodes.iter().enumerate() {
@@ -96,13 +124,23 @@ fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) {
             continue;
         };
         let headline = hit.headline.as_deref().unwrap_or_default();
-        lines.push(format!("{}  {}  {}  {headline}", node.label, node.entry.name, duration(hit.seconds)));
+        let memory = hit.peak_memory_mib.map_or(String::new(), |mib| format!("  {}", bytes(mib << 20)));
+        lines.push(format!("{}  {}  {}{memory}  {headline}", node.label, node.entry.name, duration(hit.seconds)));
         for file in hit.outputs.iter().flat_map(|output| &output.files) {
             lines.push(file_line(file, store));
         }
+        // Only programs ask for all of it: the rest of a record takes time to read.
+        let record = match outlook.key(id) {
+            Some(key) if global.json => store.record(&key)?,
+            _ => None,
+        };
+        let record = record.as_ref();
         objects.push(json!({
             "node": node.label, "stage": node.entry.name, "stored": true, "key": outlook.keys[id],
             "seconds": hit.seconds, "peak_memory_mib": hit.peak_memory_mib, "headline": hit.headline,
+            "device": record.map(|r| &r.device), "threads": record.map(|r| r.threads),
+            "instructions": record.and_then(|r| r.instructions.as_ref()),
+            "precision": record.and_then(|r| r.precision.as_ref()), "build": record.map(|r| &r.build),
             "outputs": hit.outputs.iter().map(|output| described(output, store)).collect::<Vec<_>>(),
         }));
     }
@@ -111,6 +149,7 @@ fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) {
     } else {
         report::data(&lines.join("\n"));
     }
+    Ok(())
 }
 
 fn file_line(file: &FileEntry, store: &Store) -> String {
@@ -128,11 +167,11 @@ fn described(output: &OutputRecord, store: &Store) -> Value {
 
 fn list_files(global: &Global, outputs: &[Found<'_>], store: &Store) {
     if global.json {
-        let list: Vec<Value> = outputs.iter().map(|(_, output)| described(output, store)).collect();
+        let list: Vec<Value> = outputs.iter().map(|found| described(found.output, store)).collect();
         report::json_data(&json!({ "schema": 1, "outputs": list }));
         return;
     }
-    for (point, output) in outputs {
+    for Found { point, output, .. } in outputs {
         let point: Vec<String> = point.iter().map(|(key, value)| format!("{key}={value}")).collect();
         report::data(format!("{} {}  {}", output.kind, output.digest.short(), point.join(",")).trim_end());
         for file in &output.files {
@@ -155,7 +194,7 @@ pub fn after_run(global: &Global, plan: &Plan, hits: &[Option<Hit>], store: &Sto
         seen.push(&node.stage);
         // A stage that did not run, or only in part, has no table to show; its failure has been told.
         let Ok(outputs) = find(plan, hits, &node.stage) else { continue };
-        if outputs.iter().any(|(_, output)| output.kind != Kind::Table) {
+        if outputs.iter().any(|found| found.output.kind != Kind::Table) {
             continue;
         }
         let table = join(&outputs, store)?;

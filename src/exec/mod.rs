@@ -10,6 +10,7 @@
 
 pub mod device;
 pub mod job;
+pub mod memory;
 mod process;
 pub mod resolve;
 mod scheduler;

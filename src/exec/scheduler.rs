@@ -3,7 +3,7 @@
 use super::job::{Input, Job};
 use super::process::{Message, Worker, obituary};
 use super::resolve::{folder, is_called, needed, output_of, point_map, pre_image};
-use super::{Options, device};
+use super::{Options, device, memory};
 use crate::error::{Class, Error, Result};
 use crate::events::Event;
 use crate::plan::Plan;
@@ -203,7 +203,8 @@ pub fn run(
         sender,
         receiver,
         stops,
-        memory_mib: available_memory_mib(),
+        // Unlimited where the system does not say.
+        memory_mib: memory::available_mib().unwrap_or(u64::MAX),
         folder: folder(plan),
         worst: None,
         repairs: vec![0; n],
@@ -498,13 +499,6 @@ impl Scheduler<'_> {
             }
         }
     }
-}
-
-/// Memory that stages may plan with, in MiB; unlimited where the system does not say.
-fn available_memory_mib() -> u64 {
-    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return u64::MAX };
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(u64::MAX, |kib| kib / 1024)
 }
 
 /// The device as records name it.

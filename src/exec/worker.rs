@@ -5,10 +5,12 @@
 //! standard input, or SIGTERM, asks it to stop.
 
 use super::job::Job;
+use super::memory;
 use super::scheduler::device_name;
 use crate::artifact::{FileEntry, Files};
 use crate::error::{Class, Error, Result};
 use crate::events::Event;
+use crate::kernels::Isa;
 use crate::rng::Streams;
 use crate::stage::{Bound, Context, RawInputs};
 use crate::stages;
@@ -21,6 +23,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The numbers that networks compute with.
+const PRECISION: &str = "f32";
 
 type Emit = Arc<dyn Fn(Event) + Send + Sync>;
 
@@ -128,10 +133,12 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         pre_image: job.pre_image,
         outputs,
         seconds,
-        peak_memory_mib: peak_memory_mib(),
+        peak_memory_mib: memory::peak_mib(),
         headline: headline.lock().map(|text| text.clone()).unwrap_or_default(),
         device: device_name(job.device),
         threads: job.threads,
+        instructions: Some(Isa::best().name().to_string()),
+        precision: Some(PRECISION.to_string()),
         build: build(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     };
@@ -189,13 +196,6 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
 
 fn digests(outputs: &[OutputRecord]) -> BTreeMap<String, Digest> {
     outputs.iter().map(|output| (output.port.clone(), output.digest)).collect()
-}
-
-/// The peak resident memory of this process, in MiB, where the system tells.
-fn peak_memory_mib() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
 /// What records name as the build.

@@ -1,6 +1,6 @@
 //! Why a stage would run: its pre-image now against the one of the last run, down to the first cause above it.
 
-use super::duration;
+use super::{bytes, count, duration};
 use crate::error::Result;
 use crate::exec::resolve::{Outlook, pre_image};
 use crate::plan::Plan;
@@ -189,16 +189,8 @@ impl Explanation {
             (Verdict::Stored, Some(record)) => {
                 line(0, format!("{head} is stored"));
                 line(2, format!("key      {}", record.key));
-                line(
-                    2,
-                    format!(
-                        "made     {} in {}, {} threads, {}",
-                        when(record.created),
-                        duration(record.seconds),
-                        record.threads,
-                        record.device
-                    ),
-                );
+                line(2, format!("made     {} in {}", when(record.created), duration(record.seconds)));
+                line(2, format!("on       {}", origin(record)));
                 line(2, format!("version  {}", record.pre_image.version));
                 if let Some(seed) = record.pre_image.seed {
                     line(2, format!("seed     {seed}"));
@@ -231,6 +223,21 @@ impl Explanation {
         }
         text
     }
+}
+
+/// What computed a result, which is not part of its key: `cpu (avx2, f32), 2 threads, 312.0 MB at most, runner 0.1.0 x86_64`.
+pub fn origin(record: &Record) -> String {
+    let details: Vec<&str> =
+        [&record.instructions, &record.precision].into_iter().flatten().map(String::as_str).collect();
+    let mut parts = vec![if details.is_empty() {
+        record.device.clone()
+    } else {
+        format!("{} ({})", record.device, details.join(", "))
+    }];
+    parts.push(count(record.threads, "thread"));
+    parts.extend(record.peak_memory_mib.map(|mib| format!("{} at most", bytes(mib << 20))));
+    parts.push(record.build.clone());
+    parts.join(", ")
 }
 
 /// A Unix time as `2026-11-21 10:04 UTC`.

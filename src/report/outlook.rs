@@ -17,6 +17,8 @@ pub struct Row {
     key: Option<String>,
     /// How long it took when it was computed last.
     seconds: Option<f64>,
+    /// The most memory that it took then, in MiB.
+    peak_memory_mib: Option<u64>,
     headline: Option<String>,
 }
 
@@ -38,6 +40,7 @@ pub fn rows(plan: &Plan, outlook: &Outlook, store: &Store, needed: &[bool]) -> R
             verdict: judge(plan, outlook, &previous, store, id),
             key: outlook.keys[id].map(|key| key.short()),
             seconds: hit.map(|h| h.seconds).or(before.map(|r| r.seconds)),
+            peak_memory_mib: hit.map_or(before.and_then(|r| r.peak_memory_mib), |h| h.peak_memory_mib),
             headline: hit.and_then(|h| h.headline.clone()),
         });
     }
@@ -109,7 +112,8 @@ pub fn json(plan: &Plan, rows: &[Row]) -> Value {
         .map(|row| {
             json!({
                 "node": row.label, "stage": row.stage, "state": row.verdict.name(), "because": row.verdict.because(),
-                "key": row.key, "seconds": row.seconds, "headline": row.headline,
+                "key": row.key, "seconds": row.seconds,
+                "peak_memory_mib": row.peak_memory_mib, "headline": row.headline,
             })
         })
         .collect();

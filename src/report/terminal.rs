@@ -1,7 +1,7 @@
 //! What a person sees while a run goes on: a finished line per node, and on a terminal a live line per running stage.
 
 use super::style::Style;
-use super::{count, duration, note};
+use super::{bytes, count, duration, note};
 use crate::events::Event;
 use crate::exec::{Observer, Outcome, RunEvent, Summary};
 use crate::plan::Plan;
@@ -188,7 +188,9 @@ impl Observer for Terminal<'_> {
                 if self.verbosity > Verbosity::Quiet {
                     let word = self.style.green(if *by_other { "      Cached" } else { "      Stored" });
                     let headline = hit.headline.as_deref().unwrap_or_default();
-                    self.line(&word, node, &format!("{}  {:>8}  {headline}", key.short(), duration(*seconds)));
+                    let memory = hit.peak_memory_mib.map_or(String::new(), |mib| bytes(mib << 20));
+                    let took = duration(*seconds);
+                    self.line(&word, node, &format!("{}  {took:>8}  {memory:>9}  {headline}", key.short()));
                 }
             }
             RunEvent::Failed { message, hint, log } => {

@@ -133,7 +133,10 @@ pub fn create(root: &Path) -> Result<()> {
 }
 
 /// A mistyped `--cache` must not fill somebody's home.
-fn refuse_foreign(root: &Path) -> Result<()> {
+///
+/// # Errors
+/// A folder that holds something else than a cache.
+pub fn refuse_foreign(root: &Path) -> Result<()> {
     let names: Vec<String> =
         disk::list(root)?.into_iter().map(|(name, _)| name.to_string_lossy().into_owned()).collect();
     if names.iter().any(|name| name == "cache.toml" || name == "CACHEDIR.TAG") {

@@ -43,6 +43,8 @@ fn put(store: &Store, n: u64, value: i64, age: u64) -> (Record, Fate) {
         headline: None,
         device: "cpu".into(),
         threads: 1,
+        instructions: Some("avx2".into()),
+        precision: None,
         build: "test".into(),
         created: disk::unix_seconds() - age,
     };

@@ -8,7 +8,9 @@ mod harness;
 mod bad_pipelines;
 mod commands;
 mod conformance;
+mod doctor;
 mod faults;
+mod gradients;
 #[cfg(feature = "hub")]
 mod hub;
 mod nn;

@@ -177,3 +177,36 @@ fn two_runs_together_compute_each_key_once() {
     computed.sort();
     assert_eq!(computed, ["s0", "s1", "s2", "s3", "s4", "s5"]);
 }
+
+/// Memory, device, instruction set, precision and threads are told with a result, and are not part of its key.
+#[test]
+fn a_record_says_what_computed_the_result() {
+    let project = Project::new();
+    project.write("p.toml", "name = \"p\"\n[stages.a]\nstage = \"test/echo\"\nvalue = 2.0\n");
+    let stored = |args: &[&str]| {
+        let events = project.run_json("p.toml", args);
+        let event = events.into_iter().find(|event| event["event"] == "stored").unwrap();
+        (event["key"].clone(), event["outputs"].clone(), event["peak_memory_mib"].as_u64())
+    };
+    let first = stored(&["--threads", "1"]);
+    let again = stored(&["--threads", "2", "--force", "a"]);
+    assert_eq!((&first.0, &first.1), (&again.0, &again.1), "neither key nor digest depends on threads or memory");
+
+    let shown: Value = serde_json::from_str(&project.ok(&["show", "p.toml", "--json"]).out).unwrap();
+    let node = &shown["nodes"][0];
+    let isa = runner::kernels::Isa::best().name();
+    assert_eq!(
+        (&node["device"], &node["precision"], &node["instructions"]),
+        (&"cpu".into(), &"f32".into(), &isa.into())
+    );
+    let status: Value = serde_json::from_str(&project.ok(&["status", "p.toml", "--json"]).out).unwrap();
+    if cfg!(target_os = "linux") {
+        assert!(first.2.is_some_and(|mib| mib > 0), "{first:?}");
+        assert_eq!(node["peak_memory_mib"].as_u64(), first.2);
+        assert_eq!(status["nodes"][0]["peak_memory_mib"].as_u64(), first.2);
+    }
+    let expected = format!("cpu ({isa}, f32), 1 thread, ");
+    assert!(project.ok(&["explain", "p.toml", "a"]).out.contains(&format!("on       {expected}")));
+    let ran = project.ok(&["show", "p.toml", "a"]);
+    assert!(ran.err.contains(&format!("computed by {expected}")) && !ran.out.contains("computed by"), "{ran:?}");
+}

@@ -53,6 +53,8 @@ fn put(store: &Store, n: u64, size: usize) -> Result<Inserted> {
         headline: None,
         device: "cpu".into(),
         threads: 1,
+        instructions: Some("avx2".into()),
+        precision: None,
         build: "test".into(),
         created: 1_700_000_000,
     })

@@ -21,7 +21,6 @@ import tempfile
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,8 +39,8 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(conv(n_in, n_out, 1, stride), nn.BatchNorm2d(n_out))
 
     def forward(self, x):
-        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(inner + (x if self.downsample is None else self.downsample(x)))
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        return F.relu(inner + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 class PreActBlock(nn.Module):
@@ -53,9 +52,9 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(conv(n_in, n_out, 1, stride))
 
     def forward(self, x):
-        active = F.relu(self.bn1(x))
+        active = F.relu(self.bn1(x), inplace=True)
         shortcut = self.shortcut(active) if hasattr(self, "shortcut") else x
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
+        return self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True)) + shortcut
 
 
 def stages(net, block, widths, n_blocks):
@@ -70,10 +69,11 @@ def stages(net, block, widths, n_blocks):
 
 
 def features(net, x, layers):
-    """The stages, then the mean over positions; `layers` collects the means of all stages."""
+    """The stages, then the mean over positions; `layers`, if there is one, collects the means of all stages."""
     for i in range(net.n_stages):
         x = getattr(net, f"layer{i + 1}")(x)
-        layers[f"layer{i + 1}"] = x.mean((2, 3))
+        if layers is not None:
+            layers[f"layer{i + 1}"] = x.mean((2, 3))
     return x.mean((2, 3))
 
 
@@ -84,8 +84,8 @@ class ResNet(nn.Module):
         stages(self, BasicBlock, widths, n_blocks)
         self.fc = nn.Linear(widths[-1], n_classes)
 
-    def forward(self, x, layers):
-        return self.fc(features(self, F.relu(self.bn1(self.conv1(x))), layers))
+    def forward(self, x, layers=None):
+        return self.fc(features(self, F.relu(self.bn1(self.conv1(x)), inplace=True), layers))
 
 
 class PreActResNet18(nn.Module):
@@ -95,7 +95,7 @@ class PreActResNet18(nn.Module):
         stages(self, PreActBlock, [64, 128, 256, 512], 2)
         self.linear = nn.Linear(512, n_classes)
 
-    def forward(self, x, layers):
+    def forward(self, x, layers=None):
         return self.linear(features(self, self.conv1(x), layers))
 
 
@@ -105,19 +105,20 @@ class Vgg16Bn(nn.Module):
         parts, n_in = [], 3
         for width, n_convs in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]:
             for _ in range(n_convs):
-                parts += [conv(n_in, width, 3, bias=True), nn.BatchNorm2d(width), nn.ReLU()]
+                parts += [conv(n_in, width, 3, bias=True), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 n_in = width
             parts.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*parts)
         self.classifier = nn.Linear(512, n_classes)
 
-    def forward(self, x, layers):
+    def forward(self, x, layers=None):
         n_pools = 0
         for part in self.features:
             x = part(x)
             if isinstance(part, nn.MaxPool2d):
                 n_pools += 1
-                layers[f"layer{n_pools}"] = x.mean((2, 3))
+                if layers is not None:
+                    layers[f"layer{n_pools}"] = x.mean((2, 3))
         return self.classifier(x.mean((2, 3)))
 
 
@@ -227,6 +228,8 @@ def golden():
 
 
 def round_trip(binary):
+    from safetensors.torch import load_file, save_file
+
     torch.manual_seed(0)
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -36,6 +36,12 @@ pub struct Record {
     pub device: String,
     /// Threads it ran with.
     pub threads: usize,
+    /// The instruction set that its kernels were made of; unknown in records of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
+    /// The numbers that its networks compute with; unknown in records of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// The build that ran it.
     pub build: String,
     /// When it was stored, in seconds since 1970.
@@ -190,6 +196,8 @@ pub(super) mod tests {
             headline: n.is_multiple_of(2).then(|| format!("headline {n}")),
             device: "cpu".into(),
             threads: 2,
+            instructions: Some("avx2".into()),
+            precision: None,
             build: "test".into(),
             created: 1_700_000_000 + n,
         }
