@@ -5,7 +5,6 @@
 //! known when the code is compiled. The last block of a stretch overlaps the one before it instead of a loop over
 //! single values, and black borders are written in whole blocks before the pixels beside them.
 
-use super::Isa;
 use super::isa::multiversion;
 use std::ops::Range;
 
@@ -151,6 +150,7 @@ fn black_end(affine: &Affine, n: usize, row: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Isa;
 
     /// Values stay bytes, except that black is -1 and a hole 0.
     fn bytes() -> Affine {

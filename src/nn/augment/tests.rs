@@ -59,7 +59,7 @@ fn every_view_is_drawn_equally_often() {
 }
 
 /// Of `length` places of the centre in one direction, how often which stretch is cut.
-fn check_stretches(cutout: usize, length: usize, expected: &[Range<usize>]) {
+fn check_stretches(cutout: usize, length: usize, expected: &[(usize, usize)]) {
     let augment = Augment { cutout, ..Augment::NONE };
     let mut found: Vec<(usize, usize)> = (0..100 * length as u64)
         .map(|i| augment.view((length, 1), stream().at(i)).hole.0)
@@ -67,17 +67,16 @@ fn check_stretches(cutout: usize, length: usize, expected: &[Range<usize>]) {
         .collect();
     found.sort_unstable();
     found.dedup();
-    let expected: Vec<(usize, usize)> = expected.iter().map(|stretch| (stretch.start, stretch.end)).collect();
     assert_eq!(found, expected, "{cutout} of {length}");
 }
 
 #[test]
 fn holes_are_clipped_at_the_borders() {
-    check_stretches(1, 3, &[0..1, 1..2, 2..3]);
-    check_stretches(2, 4, &[0..1, 0..2, 1..3, 2..4]);
-    check_stretches(3, 4, &[0..2, 0..3, 1..4, 2..4]);
-    check_stretches(4, 6, &[0..2, 0..3, 0..4, 1..5, 2..6, 3..6]);
-    check_stretches(9, 3, &[0..3]);
+    check_stretches(1, 3, &[(0, 1), (1, 2), (2, 3)]);
+    check_stretches(2, 4, &[(0, 1), (0, 2), (1, 3), (2, 4)]);
+    check_stretches(3, 4, &[(0, 2), (0, 3), (1, 4), (2, 4)]);
+    check_stretches(4, 6, &[(0, 2), (0, 3), (0, 4), (1, 5), (2, 6), (3, 6)]);
+    check_stretches(9, 3, &[(0, 3)]);
 }
 
 #[test]
