@@ -19,6 +19,7 @@ pub mod linear;
 pub mod noise;
 pub mod norm;
 pub mod peak;
+pub mod pixels;
 pub mod pool;
 pub mod product;
 #[cfg(test)]

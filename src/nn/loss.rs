@@ -17,15 +17,36 @@ pub fn cross_entropy(
     smoothing: f64,
     grad: &mut [f32],
 ) -> Result<Vec<f32>> {
+    let mut losses = vec![0.0; labels.len()];
+    cross_entropy_into(logits, labels, n_classes, smoothing, (&mut losses, grad))?;
+    Ok(losses)
+}
+
+/// The same into room that the caller owns: `losses` [n] and `grad` [n, n_classes].
+///
+/// # Errors
+/// As [`cross_entropy`].
+pub fn cross_entropy_into(
+    logits: &[f32],
+    labels: &[i64],
+    n_classes: usize,
+    smoothing: f64,
+    (losses, grad): (&mut [f32], &mut [f32]),
+) -> Result<()> {
     check_shapes(logits, labels, n_classes)?;
-    if grad.len() != logits.len() {
-        return Err(Error::stage(format!("a gradient of {} values for {} logits", grad.len(), logits.len())));
+    if grad.len() != logits.len() || losses.len() != labels.len() {
+        return Err(Error::stage(format!(
+            "{} losses and a gradient of {} values for {} labels and {} logits",
+            losses.len(),
+            grad.len(),
+            labels.len(),
+            logits.len()
+        )));
     }
     let scale = 1.0 / labels.len() as f64;
     let spread = smoothing / n_classes as f64;
-    let mut losses = Vec::with_capacity(labels.len());
     let rows = logits.chunks_exact(n_classes).zip(grad.chunks_exact_mut(n_classes));
-    for ((logits, grad), &label) in rows.zip(labels) {
+    for (((logits, grad), &label), of_sample) in rows.zip(labels).zip(losses) {
         let normaliser = log_sum_exp(logits);
         let mut loss = 0.0;
         for (class, (&logit, grad)) in logits.iter().zip(grad).enumerate() {
@@ -37,9 +58,9 @@ pub fn cross_entropy(
             }
             *grad = ((libm::exp(log_probability) - target) * scale) as f32;
         }
-        losses.push(loss as f32);
+        *of_sample = loss as f32;
     }
-    Ok(losses)
+    Ok(())
 }
 
 /// Cross-entropy without a gradient and without smoothing: the loss of every sample, in nats.

@@ -101,16 +101,18 @@ pub fn check_size(network: &Network, split: &Split) -> Result<()> {
 
 /// The class with the largest logit, for every row of `logits` [n, n_classes]; the first of equals, as in NumPy.
 pub fn classes(logits: &[f32], n_classes: usize) -> Vec<i64> {
-    let largest = |row: &[f32]| {
-        let mut best = 0;
-        for (class, logit) in row.iter().enumerate() {
-            if *logit > row[best] {
-                best = class;
-            }
+    logits.chunks_exact(n_classes.max(1)).map(class).collect()
+}
+
+/// The same for one image: `logits` [n_classes].
+pub fn class(logits: &[f32]) -> i64 {
+    let mut best = 0;
+    for (class, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = class;
         }
-        best as i64
-    };
-    logits.chunks_exact(n_classes.max(1)).map(largest).collect()
+    }
+    best as i64
 }
 
 #[cfg(test)]

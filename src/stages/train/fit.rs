@@ -105,6 +105,29 @@ struct Progress {
     history: History,
 }
 
+/// Room for a batch, used again every step: a step allocates nothing.
+struct Room {
+    /// [batch_size, H, W, 3]
+    images: Vec<f32>,
+    /// [n]
+    labels: Vec<i64>,
+    /// [batch_size]
+    losses: Vec<f32>,
+    /// [batch_size, K]
+    grad_logits: Vec<f32>,
+}
+
+impl Room {
+    fn new(batch_size: usize, image_values: usize, n_classes: usize) -> Room {
+        Room {
+            images: vec![0.0; batch_size * image_values],
+            labels: Vec::with_capacity(batch_size),
+            losses: vec![0.0; batch_size],
+            grad_logits: vec![0.0; batch_size * n_classes],
+        }
+    }
+}
+
 impl Fit<'_> {
     /// Trains `network` from the weights that it has, or from the checkpoint, if there is one.
     ///
@@ -131,22 +154,25 @@ impl Fit<'_> {
 
         let (order, augment, noise) = (cx.rng("order"), cx.rng("augment"), cx.rng("noise"));
         let is_noisy = network.config().sigma_xt > 0.0 || network.config().sigma_ty > 0.0;
-        let mut images = vec![0.0; recipe.batch_size.min(rows.len()) * split.image_bytes()];
+        let mut room = Room::new(recipe.batch_size.min(rows.len()), split.image_bytes(), n_classes);
+        let mut ordered = Vec::with_capacity(rows.len());
         let mut saver = Saver::new();
         let mut told = Instant::now();
         while now.at.epoch < recipe.epochs && !now.at.stopped {
             let epoch = now.at.epoch;
-            let order: Vec<usize> = order.at(epoch as u64).permutation(rows.len()).iter().map(|&i| rows[i]).collect();
+            ordered.clear();
+            ordered.extend_from_slice(rows);
+            order.at(epoch as u64).shuffle(&mut ordered);
             network.noise(is_noisy.then(|| noise.clone()));
-            for (step, batch) in order.chunks(recipe.batch_size).enumerate().skip(now.at.step) {
+            for (step, batch) in ordered.chunks(recipe.batch_size).enumerate().skip(now.at.step) {
                 if cx.should_stop() {
                     self.save(network, hooks, &now)?;
                     return Err(Error::interrupted());
                 }
-                let images = &mut images[..batch.len() * split.image_bytes()];
+                let images = &mut room.images[..batch.len() * split.image_bytes()];
                 augment::augmented(split, batch, self.normalise, (recipe.augment, &augment, epoch), images)?;
                 network.set_step((epoch * n_steps + step) as u64);
-                self.step(network, hooks, &mut now, (step, n_steps), (batch, images))?;
+                self.step(network, hooks, &mut now, (step, n_steps), (batch, &mut room))?;
                 now.at.step = step + 1;
                 if told.elapsed() >= PROGRESS_EVERY {
                     self.tell(&now, n_steps, (epoch * n_steps + step + 1) as u64);
@@ -179,24 +205,25 @@ impl Fit<'_> {
         Ok(now.history)
     }
 
-    /// One step: forward, loss, backward, update.
+    /// One step on the images of `room`: forward, loss, backward, update.
     fn step(
         &self,
         network: &mut Network,
         hooks: &mut dyn Hooks,
         now: &mut Progress,
         (step, n_steps): (usize, usize),
-        (batch, images): (&[usize], &[f32]),
+        (batch, room): (&[usize], &mut Room),
     ) -> Result<()> {
         let Fit { recipe, split, .. } = *self;
-        let n_classes = network.config().n_classes;
-        let labels: Vec<i64> = batch.iter().map(|&row| split.label[row]).collect();
+        let (n, n_classes) = (batch.len(), network.config().n_classes);
+        let Room { images, labels, losses, grad_logits } = room;
+        let (losses, grad_logits) = (&mut losses[..n], &mut grad_logits[..n * n_classes]);
+        labels.clear();
+        labels.extend(batch.iter().map(|&row| split.label[row]));
         let rate = now.schedule.rate(now.at.epoch, step);
 
-        let logits = network.forward(images, batch.len(), Mode::Train)?; // [n, K]
-        let mut grad_logits = vec![0.0; logits.len()];
-        let losses = loss::cross_entropy(logits, &labels, n_classes, recipe.label_smoothing, &mut grad_logits)?; // [n]
-        let predicted = predict::classes(logits, n_classes); // [n]
+        let logits = network.forward(&images[..n * split.image_bytes()], n, Mode::Train)?; // [n, K]
+        loss::cross_entropy_into(logits, labels, n_classes, recipe.label_smoothing, (losses, grad_logits))?; // [n], [n, K]
         if let Some(bad) = losses.iter().find(|loss| !loss.is_finite()) {
             let message = format!(
                 "the loss became {bad} in epoch {}, step {} of {n_steps}, at learning rate {rate:.4}",
@@ -205,10 +232,12 @@ impl Fit<'_> {
             );
             return Err(Error::stage(message).hint("lower `learning_rate`, or let it grow with `schedule.warmup`"));
         }
-        for (((&row, &loss), &label), &predicted) in batch.iter().zip(&losses).zip(&labels).zip(&predicted) {
-            now.at.tally.add(loss, label, split.role[row], predicted);
+        for ((&row, logits), (&loss, &label)) in
+            batch.iter().zip(logits.chunks_exact(n_classes)).zip(losses.iter().zip(labels.iter()))
+        {
+            now.at.tally.add(loss, label, split.role[row], predict::class(logits));
         }
-        hooks.backward(network, &grad_logits)?;
+        hooks.backward(network, grad_logits)?;
         let (params, grads) = network.params_and_grads();
         now.optimiser.step(params, grads, rate);
         Ok(())
@@ -342,7 +371,7 @@ mod tests {
             optimiser: optim::Config { kind, momentum: 0.9, nesterov: false, weight_decay: 1e-3 },
             learning_rate: 0.01,
             schedule: schedule::Params { warmup: 1, ..schedule::Params::default() },
-            augment: augment::Augment { crop: 1, flip: true },
+            augment: augment::Augment { crop: 1, flip: true, cutout: 3 },
             label_smoothing: 0.1,
         };
         let flag = Arc::new(AtomicBool::new(false));

@@ -15,18 +15,23 @@ pub struct AugmentParams {
     pub crop: usize,
     /// Whether half of the images are mirrored.
     pub flip: bool,
+    /// Rows and columns of a square that becomes 0 after normalisation (the channels' mean; black without `normalise`)
+    /// in every image, its centre anywhere and clipped at the borders; 0 for none. DeVries & Taylor 2017 take 16 for
+    /// CIFAR-10. It can cover a trigger.
+    #[schemars(range(max = 1024))]
+    pub cutout: usize,
 }
 
 impl Default for AugmentParams {
     /// BackdoorBench's for CIFAR-10 (`utils/aggregate_block/dataset_and_transform_generate.py`).
     fn default() -> AugmentParams {
-        AugmentParams { crop: 4, flip: true }
+        AugmentParams { crop: 4, flip: true, cutout: 0 }
     }
 }
 
 impl From<&AugmentParams> for Augment {
     fn from(params: &AugmentParams) -> Augment {
-        Augment { crop: params.crop, flip: params.flip }
+        Augment { crop: params.crop, flip: params.flip, cutout: params.cutout }
     }
 }
 
@@ -168,7 +173,7 @@ mod tests {
             optimiser: optim::Config { kind, momentum, nesterov, weight_decay: 0.0 },
             learning_rate: 0.1,
             schedule: schedule::Params::default(),
-            augment: Augment { crop: 0, flip: false },
+            augment: Augment::NONE,
             label_smoothing: 0.0,
         };
         let names = |recipe: Recipe| recipe.problems().iter().map(|p| p.parameter).collect::<Vec<_>>();
