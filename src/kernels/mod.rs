@@ -17,6 +17,7 @@ mod isa;
 pub mod linear;
 pub mod noise;
 pub mod norm;
+pub mod pairwise;
 pub mod pool;
 pub mod product;
 #[cfg(test)]
