@@ -1,4 +1,5 @@
 //! Measurements.
 
 pub mod backdoor;
+pub mod embedding;
 pub mod information;
