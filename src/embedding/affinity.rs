@@ -40,8 +40,9 @@ pub fn joint(near: &Neighbours, perplexity: f64) -> Affinities {
     // Every pair twice: once as i's neighbour, once as the one whose neighbour i is.
     let mut rows: Vec<Vec<(u32, f64)>> = vec![Vec::with_capacity(2 * k); n];
     for i in 0..n {
-        for at in i * k..(i + 1) * k {
-            let (j, p) = (near.indices[at], conditional[at] / (2.0 * n as f64));
+        let row = i * k..(i + 1) * k;
+        for (&j, &conditional) in near.indices[row.clone()].iter().zip(&conditional[row]) {
+            let p = conditional / (2.0 * n as f64);
             rows[i].push((j, p));
             rows[j as usize].push((i as u32, p));
         }
