@@ -30,7 +30,7 @@
 //!   `src/stages/poison/badnet.rs`.
 //! - [`artifact`]: what flows between stages, one file per kind.
 //! - [`nn`] and [`kernels`]: networks, and the loops they spend their time in. They know no stage.
-//! - [`information`]: mutual-information estimators.
+//! - [`information`]: mutual-information estimators. [`embedding`]: principal components, t-SNE, silhouettes.
 //! - [`figure`]: what plots share. [`report`]: everything that is printed. [`cli`]: one file per command.
 //! - [`rng`], [`param`], [`error`], [`events`]: named random streams, parameter types, errors for people, what happens
 //!   during a run.
@@ -67,6 +67,7 @@
 pub mod artifact;
 pub mod cli;
 pub mod config;
+pub mod embedding;
 pub mod error;
 pub mod events;
 pub mod exec;

@@ -114,6 +114,19 @@ impl Canvas {
         element!(self, r#"<polygon points="{}" fill="{fill}" fill-opacity="{opacity}"/>"#, list(points));
     }
 
+    /// Round dots of one colour, as one path: strokes of no length with round ends.
+    pub fn dots(&mut self, points: &[Point], fill: Colour, radius: f64) {
+        if points.is_empty() {
+            return;
+        }
+        let path: String = points.iter().map(|&(x, y)| format!("M{} {}h0", num(x), num(y))).collect();
+        let width = num(2.0 * radius);
+        element!(
+            self,
+            r#"<path d="{path}" fill="none" stroke="{fill}" stroke-width="{width}" stroke-linecap="round"/>"#
+        );
+    }
+
     /// A filled rectangle.
     pub fn rect(&mut self, frame: Frame, fill: impl Display) {
         let Frame { x, y, width, height } = frame;

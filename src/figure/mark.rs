@@ -186,6 +186,15 @@ pub enum Mark {
         /// Its radius: [`DOT`], or less where many dots stand close.
         radius: f64,
     },
+    /// Many small round points of one colour, written as one path.
+    Cloud {
+        /// (x, y).
+        points: Vec<(f64, f64)>,
+        /// What they are filled with.
+        fill: Colour,
+        /// Their radius.
+        radius: f64,
+    },
     /// A faint line across the panel at this x; drawn only where the data leave it in range.
     Upright(f64),
     /// A faint line across the panel at this y; drawn only where the data leave it in range.
@@ -207,7 +216,7 @@ impl Mark {
     /// The points that an axis should cover.
     pub(super) fn reach(&self) -> Vec<(f64, f64)> {
         match self {
-            Mark::Line { points, .. } => points.clone(),
+            Mark::Line { points, .. } | Mark::Cloud { points, .. } => points.clone(),
             Mark::Band { points, .. } => points.iter().flat_map(|&(x, low, high)| [(x, low), (x, high)]).collect(),
             Mark::Bar { from, to, .. } => vec![*from, *to],
             Mark::Dot { at, .. } => vec![*at],
@@ -247,6 +256,10 @@ impl Mark {
                 if let Some(at) = ground.point(*at) {
                     canvas.shape(&marker.outline(at, *radius), *fill, &DOT_EDGE);
                 }
+            }
+            Mark::Cloud { points, fill, radius } => {
+                let points: Vec<Point> = points.iter().filter_map(|&p| ground.point(p)).collect();
+                canvas.dots(&points, *fill, *radius);
             }
             Mark::Upright(x) => {
                 if let Some(x) = ground.x(*x).filter(|&x| x >= left && x <= ground.frame.right()) {

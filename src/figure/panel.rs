@@ -15,6 +15,11 @@ pub enum Range {
     FromZero,
     /// At least 0 to 100, with room for markers at the ends: percentages are not zoomed into.
     Percent,
+    /// Exactly from here to there: what panels side by side share.
+    Fixed(f64, f64),
+    /// The plane of a map, for both axes: one unit is equally long along both, and there are no ticks, since its
+    /// coordinates have no meaning of their own.
+    Map,
 }
 
 /// An axis.
@@ -97,7 +102,8 @@ impl Axis {
             None => Some((v, v)),
         });
         let range = match (self.range, self.spacing) {
-            (Range::Data, _) | (_, Spacing::Log) => self.spacing.widen(ends.unwrap_or((1.0, 1.0)), 0.05),
+            (Range::Fixed(low, high), _) => (low, high),
+            (Range::Data | Range::Map, _) | (_, Spacing::Log) => self.spacing.widen(ends.unwrap_or((1.0, 1.0)), 0.05),
             (Range::FromZero, Spacing::Linear) => {
                 let (low, high) = ends.unwrap_or((0.0, 1.0));
                 let high = if high > 0.0 { high } else { 1.0 };
@@ -114,7 +120,10 @@ impl Axis {
 
     /// Ticks of an axis `length` points long, one per `every` points or so.
     pub(super) fn ticks(&self, resolved: &Resolved, length: f64, every: f64) -> Ticks {
-        self.spacing.ticks(resolved.range, (length / every) as usize, self.whole)
+        match self.range {
+            Range::Map => Ticks::default(),
+            _ => self.spacing.ticks(resolved.range, (length / every) as usize, self.whole),
+        }
     }
 }
 
@@ -140,18 +149,31 @@ impl Panel {
     pub(super) fn left(&self, height: f64) -> f64 {
         let ticks = self.y_ticks(&self.resolve().1, height);
         let widest = ticks.major.iter().map(|(_, label)| label.width(SMALL)).fold(0.0, f64::max);
-        TICK + GAP + widest + if self.y.label.is_empty() { 0.0 } else { GAP + LABEL * 1.1 }
+        let beside = if self.is_map() { 0.0 } else { TICK + GAP + widest };
+        beside + if self.y.label.is_empty() { 0.0 } else { GAP + LABEL * 1.1 }
     }
 
     /// Room that the horizontal axis takes under the frame.
     pub(super) fn below(&self) -> f64 {
         let label = if self.x.label.is_empty() { 0.0 } else { GAP + LABEL * 1.15 };
-        TICK + GAP + SMALL + label
+        label + if self.is_map() { 0.0 } else { TICK + GAP + SMALL }
+    }
+
+    fn is_map(&self) -> bool {
+        self.x.range == Range::Map
     }
 
     /// Draws axes and marks into `frame`; `left` is the room left of it.
     pub(super) fn draw(&self, canvas: &mut Canvas, frame: Frame, left: f64) {
-        let (horizontal, vertical) = self.resolve();
+        let (mut horizontal, mut vertical) = self.resolve();
+        if self.is_map() {
+            let unit = |axis: &Resolved, length: f64| (axis.range.1 - axis.range.0) / length;
+            let unit = unit(&horizontal, frame.width).max(unit(&vertical, frame.height));
+            for (axis, length) in [(&mut horizontal, frame.width), (&mut vertical, frame.height)] {
+                let middle = 0.5 * (axis.range.0 + axis.range.1);
+                axis.range = (middle - 0.5 * unit * length, middle + 0.5 * unit * length);
+            }
+        }
         let y_ticks = self.y_ticks(&vertical, frame.height);
         let x_ticks = self.x.ticks(&horizontal, frame.width, 26.0);
         let ground = Ground { frame, horizontal, vertical };
@@ -164,6 +186,9 @@ impl Panel {
         }
         for mark in &self.marks {
             mark.draw(canvas, &ground);
+        }
+        if self.is_map() {
+            canvas.frame(frame, &SPINE);
         }
         canvas.line((frame.x, frame.y), (frame.x, frame.bottom()), &SPINE);
         canvas.line((frame.x, frame.bottom()), (frame.right(), frame.bottom()), &SPINE);
@@ -189,7 +214,7 @@ impl Panel {
         for x in ticks.minor.iter().filter_map(|&v| ground.x(v)) {
             canvas.line((x, base), (x, base + TICK * 0.6), &SPINE);
         }
-        let y = base + TICK + GAP + SMALL + GAP + LABEL * 0.8;
+        let y = base + self.below() - LABEL * 0.35;
         let (label, size) = fitted(&self.x.label, frame.width + theme::MARGIN * 2.0);
         canvas.text((frame.x + frame.width / 2.0, y), &label, Style::new(size, Anchor::Middle));
     }

@@ -55,6 +55,12 @@ const BETWEEN: (f64, f64) = (12.0, 9.0);
 const OVERHANG: f64 = 8.0;
 
 impl Sheet {
+    /// The height that makes frames of panels without tick labels square, `n_columns` in a row.
+    pub fn square(width: Width, n_columns: usize) -> f64 {
+        let n = n_columns.max(1) as f64;
+        (width.points() - 2.0 * MARGIN - OVERHANG - (n - 1.0) * BETWEEN.0) / n
+    }
+
     /// The figure as an SVG document.
     pub fn to_svg(&self) -> String {
         let width = self.width.points();

@@ -73,6 +73,30 @@ pub fn series(i: usize) -> Colour {
     SERIES[i % SERIES.len()]
 }
 
+/// Colours of up to ten classes: the scheme "muted" of P. Tol, "Colour schemes" (SRON technical note, 2021), which leaves
+/// vermilion to backdoor samples.
+pub const CLASSES: [Colour; 10] = [
+    Colour(0x332288),
+    Colour(0x88ccee),
+    Colour(0x117733),
+    Colour(0xddcc77),
+    Colour(0xaa4499),
+    Colour(0x44aa99),
+    Colour(0x882255),
+    Colour(0x999933),
+    Colour(0xcc6677),
+    Colour(0x777777),
+];
+
+/// `colour` mixed with this share of white.
+pub fn pale(colour: Colour, share: f64) -> Colour {
+    let channel = |shift: u32| {
+        let value = f64::from(colour.0 >> shift & 0xff);
+        ((value + (255.0 - value) * share.clamp(0.0, 1.0)).round() as u32) << shift
+    };
+    Colour(channel(16) | channel(8) | channel(0))
+}
+
 /// Dash patterns, in points; the first is a full line.
 pub const DASHES: [&str; 4] = ["", "4 1.6", "1.2 1.2", "4 1.4 1.2 1.4"];
 
@@ -105,5 +129,12 @@ mod tests {
         assert_eq!(viridis(0.5).to_string(), "#21918c");
         assert_eq!(viridis(1.0).to_string(), "#fde725");
         assert_eq!(viridis(7.0), viridis(1.0));
+    }
+
+    #[test]
+    fn pale_colours_go_to_white() {
+        assert_eq!(pale(CLEAN, 0.0), CLEAN);
+        assert_eq!(pale(CLEAN, 1.0), PAPER);
+        assert_eq!(pale(Colour(0x0000ff), 0.2).to_string(), "#3333ff");
     }
 }

@@ -18,6 +18,7 @@ pub mod l2;
 pub mod linear;
 pub mod noise;
 pub mod norm;
+pub mod pairwise;
 pub mod peak;
 pub mod pixels;
 pub mod pool;

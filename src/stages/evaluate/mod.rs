@@ -2,6 +2,7 @@
 
 pub mod backdoor;
 pub mod dynamics;
+pub mod embedding;
 pub mod estimator_selection;
 pub mod information;
 pub mod information_bounds;

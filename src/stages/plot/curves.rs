@@ -2,7 +2,12 @@
 //!
 //! Without further parameters it knows the histories of `train/*` and `purify/*`: losses by role on the left,
 //! accuracy on clean test images and the attack's success on the right. Smooths nothing.
+//!
+//! Tables whose rows name what they are about (`subset`, `quantity`, `layer`) are split: `by` makes a curve, and `panels`
+//! a panel, of every value of a column. Mutual information against the epoch is
+//! `y = ["estimate_nats"], by = ["subset"], panels = ["quantity"], interval = ["interval_low", "interval_high"]`.
 
+use crate::artifact::table::Cell;
 use crate::artifact::{Figure, Table};
 use crate::error::{Error, Result};
 use crate::figure::{self, Axis, Colour, Key, Label, Mark, Marker, Panel, Range, Sheet, Spacing, Stroke, Width, theme};
@@ -21,9 +26,17 @@ pub struct Params {
     pub x: String,
     /// The label of the horizontal axis; empty for the column's name and unit.
     pub x_label: String,
-    /// The columns to draw. Columns of the same unit share a panel. Empty: the losses by role in one panel, clean
-    /// accuracy and attack success in another, as far as the tables have them.
+    /// The columns to draw. Columns of the same unit share a panel. `loss_class_*` is all columns that begin so. Empty:
+    /// the losses by role in one panel, clean accuracy and attack success in another, as far as the tables have them.
     pub y: Vec<String>,
+    /// Columns whose values tell curves apart, such as `subset`: rows with other values make another curve.
+    pub by: Vec<String>,
+    /// Columns whose values tell panels apart, such as `quantity` or `layer`.
+    pub panels: Vec<String>,
+    /// Two columns, the lower and the upper end of an interval, drawn as a band about the one column of `y`.
+    pub interval: Vec<String>,
+    /// A column whose values are drawn as dashed levels, such as `ceiling_nats`; empty for none.
+    pub level: String,
     /// How the legend calls the columns of `y`, in their order; empty for their usual names.
     pub labels: Vec<String>,
     /// Labels of the vertical axes, panel by panel; what is left out is made from the columns.
@@ -46,6 +59,10 @@ impl Default for Params {
             x: "epoch".into(),
             x_label: String::new(),
             y: Vec::new(),
+            by: Vec::new(),
+            panels: Vec::new(),
+            interval: Vec::new(),
+            level: String::new(),
             labels: Vec::new(),
             y_labels: Vec::new(),
             y_scale: Scale::Linear,
@@ -78,21 +95,37 @@ pub struct Curves;
 
 impl Stage for Curves {
     const NAME: &'static str = "plot/curves";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Figure;
 
     fn check(params: &Params) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut problem = |parameter, message: String, hint: &str| {
+            problems.push(Problem { parameter, message, hint: Some(hint.to_string()) });
+        };
         let (labels, y) = (params.labels.len(), params.y.len());
-        if labels == 0 || labels == y {
-            return Vec::new();
+        if labels != 0 && labels != y {
+            let message = format!("must have one entry for each of the {y} columns of `y`, got {labels}");
+            problem("labels", message, "leave `labels` out to use the columns' usual names");
         }
-        vec![Problem {
-            parameter: "labels",
-            message: format!("must have one entry for each of the {y} columns of `y`, got {labels}"),
-            hint: Some("leave `labels` out to use the columns' usual names".into()),
-        }]
+        if !matches!(params.interval.len(), 0 | 2) {
+            let message = format!("must name the lower and the upper end, got {} columns", params.interval.len());
+            problem(
+                "interval",
+                message,
+                "`interval = [\"interval_low\", \"interval_high\"]` is what tables often have",
+            );
+        }
+        if params.interval.len() == 2 && y != 1 {
+            problem(
+                "interval",
+                format!("belongs to one column, `y` names {y}"),
+                "name the column that it is about in `y`",
+            );
+        }
+        problems
     }
 
     fn resources(_: &Params) -> Resources {
@@ -100,8 +133,9 @@ impl Stage for Curves {
     }
 
     fn run(_: &Context, params: Params, inputs: Inputs) -> Result<Figure> {
-        let groups = group(&inputs.tables, params.over.as_deref())?;
         let columns = columns(&params, &inputs.tables)?;
+        let (pieces, headings) = split(inputs.tables, &params)?;
+        let groups = group(&pieces, &params)?;
         // In the order of their first column.
         let mut families: Vec<&str> = Vec::new();
         for column in &columns {
@@ -110,66 +144,136 @@ impl Stage for Curves {
             }
         }
         let mut panels = Vec::new();
-        for (number, family) in families.into_iter().enumerate() {
+        let places = headings.iter().flat_map(|heading| families.iter().map(move |family| (heading, *family)));
+        for (number, (heading, family)) in places.enumerate() {
             let shown: Vec<&Shown> = columns.iter().filter(|c| c.family == family).collect();
-            panels.push(panel(&params, number, &shown, &groups)?);
+            panels.push(panel(&params, (number, heading), &shown, &groups)?);
         }
         let width = params.width.unwrap_or(if panels.len() > 1 { Width::Page } else { Width::Column });
         let n_columns = if width == Width::Page { panels.len().min(2) } else { 1 };
         let height = if width == Width::Page && n_columns == 1 { 170.0 } else { 118.0 };
-        let sheet = Sheet {
-            width,
-            title: params.title.clone(),
-            panels,
-            n_columns,
-            height,
-            keys: keys(&params, &groups),
-            bar: None,
-        };
+        let keys = keys(&params, &groups, &panels);
+        let sheet = Sheet { width, title: params.title.clone(), panels, n_columns, height, keys, bar: None };
         figure::finish(sheet.to_svg())
     }
 }
 
-/// Tables that become one curve per column.
+/// Rows of a table that belong to one curve in one panel.
+struct Piece {
+    /// The values of `panels`.
+    heading: String,
+    /// The table's name and point, with the values of `by`.
+    name: String,
+    point: BTreeMap<String, String>,
+    table: Table,
+}
+
+/// A value as a legend shows it.
+fn shown_value(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+/// Splits tables by the values of `by` and `panels`; the headings in the order of their first row. A table without one of
+/// the columns stays whole, for that column.
+fn split(tables: Vec<Named<Table>>, params: &Params) -> Result<(Vec<Piece>, Vec<String>)> {
+    for name in params.by.iter().chain(&params.panels) {
+        if !tables.iter().any(|t| t.value.columns.iter().any(|c| c.name == *name)) {
+            return Err(no_column(&tables, name).hint("name columns of the tables in `by` and `panels`"));
+        }
+    }
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut headings: Vec<String> = Vec::new();
+    for Named { name, point, value: table } in tables {
+        let at = |name: &String| table.columns.iter().position(|c| c.name == *name);
+        let (by, panels): (Vec<_>, Vec<_>) =
+            (params.by.iter().map(at).collect(), params.panels.iter().map(at).collect());
+        let point: BTreeMap<String, String> =
+            point.iter().map(|(key, value)| (key.clone(), shown_value(value))).collect();
+        let name = name.strip_suffix(".history").unwrap_or(&name).to_string();
+        let from = pieces.len();
+        for row in &table.rows {
+            let value = |at: &Option<usize>| at.map(|at| cell_text(&row[at])).unwrap_or_default();
+            let heading = panels.iter().map(value).filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", ");
+            let mut point = point.clone();
+            point.extend(params.by.iter().zip(by.iter().map(value)).map(|(key, value)| (key.clone(), value)));
+            if !headings.contains(&heading) {
+                headings.push(heading.clone());
+            }
+            let is_it = |piece: &&mut Piece| piece.heading == heading && piece.point == point;
+            match pieces[from..].iter_mut().find(is_it) {
+                Some(piece) => piece.table.rows.push(row.clone()),
+                None => {
+                    let table = Table { rows: vec![row.clone()], ..Table::new(table.columns.clone()) };
+                    pieces.push(Piece { heading, name: name.clone(), point, table });
+                }
+            }
+        }
+    }
+    Ok((pieces, headings))
+}
+
+fn cell_text(cell: &Cell) -> String {
+    match cell {
+        Cell::None => String::new(),
+        Cell::Bool(value) => value.to_string(),
+        Cell::Int(value) => value.to_string(),
+        Cell::Float(value) => value.to_string(),
+        Cell::Text(value) => value.clone(),
+    }
+}
+
+/// Tables that become one curve per column and panel.
 struct Group<'a> {
     name: String,
-    tables: Vec<&'a Table>,
+    /// None for a single group: its columns have colours of their own.
+    colour: Option<Colour>,
+    pieces: Vec<&'a Piece>,
 }
 
 /// Joins the tables that differ only in the key `over`, and names what remains by what tells them apart.
-fn group<'a>(tables: &'a [Named<Table>], over: Option<&str>) -> Result<Vec<Group<'a>>> {
-    if let Some(key) = over.filter(|&key| !tables.iter().any(|t| t.point.contains_key(key))) {
+fn group<'a>(pieces: &'a [Piece], params: &Params) -> Result<Vec<Group<'a>>> {
+    let over = params.over.as_deref();
+    if let Some(key) = over.filter(|&key| !pieces.iter().any(|p| p.point.contains_key(key))) {
         return Err(Error::user(format!("no table comes with the matrix key `{key}`"))
             .hint("gather the points of a matrix with `tables = \"stage[*]\"`, and name one of its keys in `over`"));
     }
-    let point = |t: &Named<Table>| -> BTreeMap<String, String> {
-        let keys = t.point.iter().filter(|(key, _)| Some(key.as_str()) != over);
-        keys.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_string)))
-            .collect()
+    let point = |piece: &Piece| -> BTreeMap<String, String> {
+        let keys = piece.point.iter().filter(|(key, _)| Some(key.as_str()) != over);
+        keys.map(|(key, value)| (key.clone(), value.clone())).collect()
     };
-    let name = |t: &Named<Table>| t.name.strip_suffix(".history").unwrap_or(&t.name).to_string();
-    let mut groups: Vec<(String, BTreeMap<String, String>, Vec<&Table>)> = Vec::new();
-    for table in tables {
-        let (name, point) = (name(table), point(table));
-        match groups.iter_mut().find(|g| over.is_some() && g.0 == name && g.1 == point) {
-            Some(group) => group.2.push(&table.value),
-            None => groups.push((name, point, vec![&table.value])),
+    // Pieces of one table in several panels belong together; equal points of one panel are one group only with `over`.
+    let mut groups: Vec<(String, BTreeMap<String, String>, Vec<&Piece>)> = Vec::new();
+    for piece in pieces {
+        let point = point(piece);
+        let fits = |group: &&mut (String, BTreeMap<String, String>, Vec<&Piece>)| {
+            let is_free = over.is_some() || group.2.iter().all(|other| other.heading != piece.heading);
+            group.0 == piece.name && group.1 == point && is_free
+        };
+        match groups.iter_mut().find(fits) {
+            Some(group) => group.2.push(piece),
+            None => groups.push((piece.name.clone(), point, vec![piece])),
         }
     }
     let differ = |key: &String| groups.iter().any(|g| g.1.get(key) != groups[0].1.get(key));
     let one_name = groups.iter().all(|g| g.0 == groups[0].0);
-    let named = |(name, point, tables): &(String, BTreeMap<String, String>, Vec<&'a Table>)| {
-        let mut parts: Vec<String> = point
-            .iter()
-            .filter(|(key, _)| differ(key))
-            .map(|(key, value)| format!("{} {value}", figure::text::spaced(key)))
-            .collect();
+    // The values of a column that tells curves apart speak for themselves, unless they are numbers.
+    let part = |(key, value): (&String, &String)| match params.by.contains(key) && value.parse::<f64>().is_err() {
+        true => value.clone(),
+        false => format!("{} {value}", figure::text::spaced(key)),
+    };
+    let named = |(name, point, pieces): &(String, BTreeMap<String, String>, Vec<&'a Piece>)| {
+        let mut parts: Vec<String> = point.iter().filter(|(key, _)| differ(key)).map(part).collect();
         if !one_name || parts.is_empty() {
             parts.insert(0, name.clone());
         }
-        Group { name: parts.join(", "), tables: tables.clone() }
+        Group { name: parts.join(", "), colour: None, pieces: pieces.clone() }
     };
-    Ok(groups.iter().map(named).collect())
+    let mut named: Vec<Group> = groups.iter().map(named).collect();
+    if named.len() > 1 {
+        let names: Vec<String> = named.iter().map(|group| group.name.clone()).collect();
+        named.iter_mut().zip(colours(&names)).for_each(|(group, colour)| group.colour = Some(colour));
+    }
+    Ok(named)
 }
 
 /// A column that is drawn.
@@ -201,17 +305,12 @@ fn columns(params: &Params, tables: &[Named<Table>]) -> Result<Vec<Shown>> {
         }
         usual
     } else {
-        params.y.clone()
+        asked(&params.y, tables)?
     };
     let mut shown = Vec::new();
     for (i, name) in names.into_iter().enumerate() {
         let Some(column) = tables.iter().find_map(|t| t.value.columns.iter().find(|c| c.name == name)) else {
-            let mut all: Vec<&str> =
-                tables.iter().flat_map(|t| t.value.columns.iter().map(|c| c.name.as_str())).collect();
-            all.sort_unstable();
-            all.dedup();
-            return Err(Error::user(format!("no table has a column `{name}`; there are {}", all.join(", ")))
-                .hint("name columns of the tables in `y`"));
+            return Err(no_column(tables, &name).hint("name columns of the tables in `y`"));
         };
         if !filled(&name) {
             return Err(Error::user(format!("the column `{name}` holds no number in any table")));
@@ -228,6 +327,36 @@ fn columns(params: &Params, tables: &[Named<Table>]) -> Result<Vec<Shown>> {
     Ok(shown)
 }
 
+/// The columns of `y`, those with a star replaced by the columns that begin so and hold a number.
+fn asked(y: &[String], tables: &[Named<Table>]) -> Result<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    for name in y {
+        let Some(start) = name.strip_suffix('*') else {
+            names.push(name.clone());
+            continue;
+        };
+        let columns =
+            || tables.iter().flat_map(|t| t.value.columns.iter().enumerate().map(move |(i, c)| (&t.value, i, c)));
+        let before = names.len();
+        for (table, i, column) in columns().filter(|(_, _, c)| c.name.starts_with(start)) {
+            if !names.contains(&column.name) && table.rows.iter().any(|row| row[i].number().is_some()) {
+                names.push(column.name.clone());
+            }
+        }
+        if names.len() == before {
+            return Err(no_column(tables, name).hint("name columns of the tables in `y`"));
+        }
+    }
+    Ok(names)
+}
+
+fn no_column(tables: &[Named<Table>], name: &str) -> Error {
+    let mut all: Vec<&str> = tables.iter().flat_map(|t| t.value.columns.iter().map(|c| c.name.as_str())).collect();
+    all.sort_unstable();
+    all.dedup();
+    Error::user(format!("no table has a column `{name}`; there are {}", all.join(", ")))
+}
+
 fn usual_label(name: &str) -> String {
     match name {
         "loss" => "all".into(),
@@ -236,7 +365,11 @@ fn usual_label(name: &str) -> String {
         "attack_success" => "ASR".into(),
         "attack_success_all" => "ASR, target class included".into(),
         "robust_accuracy" => "R-Acc".into(),
-        _ => figure::text::spaced(name.strip_prefix("loss_").unwrap_or(name)),
+        _ => {
+            // The unit stands behind the label.
+            let name = name.strip_suffix("_nats").unwrap_or(name);
+            figure::text::spaced(name.strip_prefix("loss_").unwrap_or(name))
+        }
     }
 }
 
@@ -253,18 +386,22 @@ fn usual_colour(name: &str, position: usize) -> Colour {
 /// More points than this on a curve stand without markers.
 const MOST_MARKERS: usize = 24;
 
-fn panel(params: &Params, number: usize, shown: &[&Shown], groups: &[Group]) -> Result<Panel> {
+fn panel(params: &Params, (number, heading): (usize, &str), shown: &[&Shown], groups: &[Group]) -> Result<Panel> {
     let mut marks = Vec::new();
     let mut bands = Vec::new();
     let mut keys = Vec::new();
     for (i, column) in shown.iter().enumerate() {
         for (g, group) in groups.iter().enumerate() {
-            let points = summarise(group, &params.x, &column.name)?;
-            let (colour, dash) = look(column, i, g, groups.len());
+            let tables: Vec<&Table> = group.tables(heading).collect();
+            let points = summarise(&tables, &params.x, &column.name)
+                .map_err(|error| error.context(format!("`{}`", group.name)).hint("name a column in `x`"))?;
+            let (colour, dash) = look(column, i, &group.colour);
             let stroke = Stroke::new(colour, 1.1).dash(dash);
             let marker = (points.len() <= MOST_MARKERS).then(|| Marker::ALL[i % Marker::ALL.len()]);
-            if group.tables.len() > 1 {
+            if tables.len() > 1 {
                 bands.push(Mark::Band { points: points.iter().map(|p| (p.x, p.low, p.high)).collect(), colour });
+            } else if let ([low, high], [table]) = (params.interval.as_slice(), tables.as_slice()) {
+                bands.push(Mark::Band { points: band(table, &params.x, low, high)?, colour });
             }
             if g == 0 {
                 let colour = if groups.len() > 1 { theme::INK } else { colour };
@@ -282,6 +419,7 @@ fn panel(params: &Params, number: usize, shown: &[&Shown], groups: &[Group]) -> 
         keys.clear();
     }
     bands.extend(marks);
+    bands.extend(levels(params, heading, groups).into_iter().map(Mark::Level));
     let percent = shown.iter().all(|c| c.unit == "%");
     let log = params.y_scale == Scale::Log && !percent;
     let y = Axis {
@@ -292,16 +430,66 @@ fn panel(params: &Params, number: usize, shown: &[&Shown], groups: &[Group]) -> 
         range: if percent { Range::Percent } else { Range::FromZero },
         whole: false,
     };
-    Ok(Panel { heading: Label::default(), x: x_axis(params, groups), y, marks: bands, keys })
+    Ok(Panel { heading: heading_label(heading), x: x_axis(params, groups), y, marks: bands, keys })
+}
+
+impl Group<'_> {
+    /// Its tables in the panel `heading`.
+    fn tables(&self, heading: &str) -> impl Iterator<Item = &Table> {
+        self.pieces.iter().filter(move |piece| piece.heading == heading).map(|piece| &piece.table)
+    }
+}
+
+/// (x, low, high) of the rows that have all three, ascending in x.
+fn band(table: &Table, x: &str, low: &str, high: &str) -> Result<Vec<(f64, f64, f64)>> {
+    let (x, low, high) = (table.column(x)?, table.column(low)?, table.column(high)?);
+    let point = |row: &Vec<Cell>| Some((row[x].number()?, row[low].number()?, row[high].number()?));
+    let mut points: Vec<(f64, f64, f64)> = table.rows.iter().filter_map(point).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(points)
+}
+
+/// The different values of the column `level` in the panel `heading`, ascending.
+fn levels(params: &Params, heading: &str, groups: &[Group]) -> Vec<f64> {
+    let tables = groups.iter().flat_map(|group| group.tables(heading));
+    let columns = tables.filter_map(|t| Some((t, t.columns.iter().position(|c| c.name == params.level)?)));
+    let mut levels: Vec<f64> =
+        columns.flat_map(|(t, i)| t.rows.iter().filter_map(move |row| row[i].number())).collect();
+    levels.sort_by(f64::total_cmp);
+    levels.dedup_by(|a, b| (*a - *b).abs() < 1e-6);
+    levels
 }
 
 /// One table: a colour a column. Several: a colour a table, a dash a column.
-fn look(column: &Shown, position: usize, group: usize, n_groups: usize) -> (Colour, &'static str) {
-    if n_groups > 1 {
-        (theme::series(group), theme::DASHES[position % theme::DASHES.len()])
-    } else {
-        (column.colour, "")
+fn look(column: &Shown, position: usize, of_group: &Option<Colour>) -> (Colour, &'static str) {
+    match of_group {
+        Some(colour) => (*colour, theme::DASHES[position % theme::DASHES.len()]),
+        // Past the colours that there are, dashes.
+        None => (column.colour, if position < theme::SERIES.len() { "" } else { theme::DASHES[1] }),
     }
+}
+
+/// A colour for every one of several groups: that of its role, if its name ends with one (`backdoor`, `0_clean`) and no
+/// other group has taken it; else the next that no role needs.
+fn colours(names: &[String]) -> Vec<Colour> {
+    let role = |name: &String| match name.rsplit('_').next() {
+        Some("backdoor") => Some(theme::BACKDOOR),
+        Some("clean") => Some(theme::CLEAN),
+        Some("cover") => Some(theme::COVER),
+        _ => None,
+    };
+    let mut taken: Vec<Colour> = Vec::new();
+    let of_roles: Vec<Option<Colour>> = names
+        .iter()
+        .map(|name| {
+            let colour = role(name).filter(|colour| !taken.contains(colour));
+            taken.extend(colour);
+            colour
+        })
+        .collect();
+    let mut free =
+        theme::SERIES.into_iter().filter(|colour| !taken.contains(colour)).collect::<Vec<_>>().into_iter().cycle();
+    of_roles.into_iter().map(|colour| colour.or_else(|| free.next()).unwrap_or(theme::INK)).collect()
 }
 
 fn y_label(shown: &[&Shown]) -> String {
@@ -324,7 +512,7 @@ fn with_unit(name: &str, unit: &str) -> String {
 }
 
 fn x_axis(params: &Params, groups: &[Group]) -> Axis {
-    let tables = || groups.iter().flat_map(|g| &g.tables);
+    let tables = || groups.iter().flat_map(|g| &g.pieces).map(|piece| &piece.table);
     let column = tables().find_map(|t| t.columns.iter().find(|c| c.name == params.x));
     let unit = column.map(|c| c.unit.as_str()).unwrap_or_default();
     let label = match params.x_label.as_str() {
@@ -349,18 +537,17 @@ struct Summary {
     high: f64,
 }
 
-/// Mean and range over the group's tables at every x that any of them has, ascending. Tables without the column, and
+/// Mean and range over the tables at every x that any of them has, ascending. Tables without the column, and
 /// rows without a number, do not count.
-fn summarise(group: &Group, x: &str, y: &str) -> Result<Vec<Summary>> {
+fn summarise(tables: &[&Table], x: &str, y: &str) -> Result<Vec<Summary>> {
     let mut points: Vec<(f64, f64)> = Vec::new();
-    for table in &group.tables {
-        let at =
-            table.column(x).map_err(|error| error.context(format!("`{}`", group.name)).hint("name a column in `x`"))?;
+    for table in tables {
+        let at = table.column(x)?;
         let Ok(value) = table.column(y) else { continue };
         points.extend(table.rows.iter().filter_map(|row| Some((row[at].number()?, row[value].number()?))));
     }
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let same = |a: &(f64, f64), b: &(f64, f64)| a.0 == b.0 && group.tables.len() > 1;
+    let same = |a: &(f64, f64), b: &(f64, f64)| a.0 == b.0 && tables.len() > 1;
     let summary = |chunk: &[(f64, f64)]| Summary {
         x: chunk[0].0,
         mean: chunk.iter().map(|p| p.1).sum::<f64>() / chunk.len() as f64,
@@ -370,19 +557,45 @@ fn summarise(group: &Group, x: &str, y: &str) -> Result<Vec<Summary>> {
     Ok(points.chunk_by(same).map(summary).collect())
 }
 
+/// Whether a level lies within the panel's axes, so that the legend must explain it.
+fn level_shows(panel: &Panel) -> bool {
+    let (_, (low, high)) = panel.ranges();
+    panel.marks.iter().any(|mark| matches!(mark, Mark::Level(at) if (low..=high).contains(at)))
+}
+
+/// Quantities as formulas write them.
+fn heading_label(heading: &str) -> Label {
+    match heading {
+        "I(X;T)" => Label::math("*I*(*X*;*T*)"),
+        "I(T;Y)" => Label::math("*I*(*T*;*Y*)"),
+        other => Label::plain(other),
+    }
+}
+
+/// How a legend shows bands.
+const BAND: Stroke = Stroke::new(Colour(0xd9d9d9), 6.0);
+
 /// The legend over all panels: which colour is which table, and what a band is.
-fn keys(params: &Params, groups: &[Group]) -> Vec<Key> {
+fn keys(params: &Params, groups: &[Group], panels: &[Panel]) -> Vec<Key> {
     let mut keys = Vec::new();
     if groups.len() > 1 {
-        for (g, group) in groups.iter().enumerate() {
-            let stroke = Stroke::new(theme::series(g), 1.1);
+        for group in groups {
+            let stroke = Stroke::new(group.colour.unwrap_or(theme::INK), 1.1);
             keys.push(Key { label: Label::plain(group.name.as_str()), stroke: Some(stroke), marker: None });
         }
     }
-    let most = groups.iter().map(|g| g.tables.len()).max().unwrap_or(0);
+    let at_once = |g: &Group| g.pieces.iter().map(|piece| g.tables(&piece.heading).count()).max().unwrap_or(0);
+    let most = groups.iter().map(at_once).max().unwrap_or(0);
     if let Some(over) = params.over.as_ref().filter(|_| most > 1) {
         let label = Label::plain(format!("mean and range over {} (n = {most})", figure::text::spaced(over)));
-        keys.push(Key { label, stroke: Some(Stroke::new(Colour(0xd9d9d9), 6.0)), marker: None });
+        keys.push(Key { label, stroke: Some(BAND), marker: None });
+    } else if params.interval.len() == 2 {
+        keys.push(Key { label: Label::plain("interval, as the table defines it"), stroke: Some(BAND), marker: None });
+    }
+    if panels.iter().any(level_shows) {
+        let name = params.level.strip_suffix("_nats").unwrap_or(&params.level);
+        let label = Label::plain(figure::text::spaced(name));
+        keys.push(Key { label, stroke: Some(figure::mark::RULE), marker: None });
     }
     keys
 }
@@ -390,7 +603,7 @@ fn keys(params: &Params, groups: &[Group]) -> Vec<Key> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::table::{Cell, Column};
+    use crate::artifact::table::Column;
     use serde_json::{Value, json};
 
     /// The history that a training of `n` epochs makes, evaluated every `every` epochs.
@@ -476,6 +689,71 @@ mod tests {
         check_golden("curves_band", params, tables);
     }
 
+    /// What `evaluate/information` writes: two quantities, three subsets, eight epochs.
+    fn estimates() -> Table {
+        let columns = ["epoch", "layer", "subset", "quantity"].map(|name| Column::new(name, ""));
+        let nats = ["estimate_nats", "interval_low", "interval_high", "ceiling_nats"]
+            .map(|name| Column::new(name, "").unit("nats"));
+        let mut table = Table::new(columns.into_iter().chain(nats).collect());
+        for (s, subset) in ["0_backdoor", "0_clean", "1"].into_iter().enumerate() {
+            for (q, quantity) in ["I(X;T)", "I(T;Y)"].into_iter().enumerate() {
+                for epoch in [1, 5, 10, 20, 40, 60, 90, 120] {
+                    let share = libm::log(f64::from(epoch)) / libm::log(120.0);
+                    let value = 1.0 + 0.4 * s as f64 + (2.5 - 0.6 * s as f64) * share * (1.5 - share) - 0.3 * q as f64;
+                    let half = 0.05 + 0.1 * s as f64 * share;
+                    let mut row: Vec<Cell> =
+                        vec![i64::from(epoch).into(), "layer4".into(), subset.into(), quantity.into()];
+                    row.extend([value, value - half, value + half, 2.7 - 0.2 * q as f64].map(Cell::from));
+                    table.push(row);
+                }
+            }
+        }
+        table
+    }
+
+    #[test]
+    fn information_against_the_epoch() {
+        let params = json!({ "y": ["estimate_nats"], "by": ["subset"], "panels": ["quantity"], "level": "ceiling_nats",
+            "interval": ["interval_low", "interval_high"], "title": "BadNet on CIFAR-10" });
+        let figure = draw(params, vec![named("information", json!({}), estimates())]).unwrap();
+        // Three curves and three bands in each of two panels.
+        assert_eq!((figure.svg.matches("<polyline ").count(), figure.svg.matches("fill-opacity").count()), (6, 6));
+        figure::golden::check("curves_information", &figure);
+    }
+
+    #[test]
+    fn roles_keep_their_colours() {
+        let names = ["1", "0_backdoor", "clean", "2_clean"].map(String::from);
+        assert_eq!(colours(&names), [theme::COVER, theme::BACKDOOR, theme::CLEAN, theme::SERIES[3]]);
+        let many: Vec<String> = (0..9).map(|i| i.to_string()).collect();
+        assert_eq!(colours(&many), (0..9).map(theme::series).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_curve_for_every_class() {
+        let mut table = history(12, 1, 0.0);
+        for class in 0..10 {
+            table.columns.push(Column::new(&format!("loss_class_{class}"), "").unit("nats"));
+            for (i, row) in table.rows.iter_mut().enumerate() {
+                row.push((2.3 * libm::exp(-0.1 * f64::from(class + 2) * (i + 1) as f64 / 2.0)).into());
+            }
+        }
+        table.columns.push(Column::new("loss_class_empty", "").unit("nats"));
+        table.rows.iter_mut().for_each(|row| row.push(Cell::None));
+        let figure = draw(json!({ "y": ["loss_class_*"] }), vec![named("model.history", json!({}), table)]).unwrap();
+        assert_eq!(figure.svg.matches("<polyline ").count(), 10);
+        figure::golden::check("curves_classes", &figure);
+    }
+
+    #[test]
+    fn seeds_join_within_a_panel() {
+        let tables = (0..3).map(|seed| named("information", json!({ "seed": seed }), estimates())).collect();
+        let params = json!({ "y": ["estimate_nats"], "by": ["subset"], "panels": ["quantity"], "over": "seed" });
+        let svg = draw(params, tables).unwrap().svg;
+        assert_eq!(svg.matches("<polyline ").count(), 6);
+        assert!(svg.contains("over seed (n = 3)") && svg.contains(">0_backdoor<"));
+    }
+
     #[test]
     fn bands_hold_the_mean_and_every_value() {
         let table = |values: [f64; 2]| {
@@ -486,8 +764,7 @@ mod tests {
             table
         };
         let (a, b) = (table([1.0, 4.0]), table([2.0, 6.0]));
-        let group = Group { name: String::new(), tables: vec![&a, &b] };
-        let points = summarise(&group, "epoch", "loss").unwrap();
+        let points = summarise(&[&a, &b], "epoch", "loss").unwrap();
         let got: Vec<_> = points.iter().map(|p| (p.x, p.mean, p.low, p.high)).collect();
         assert_eq!(got, [(0.0, 1.5, 1.0, 2.0), (1.0, 5.0, 4.0, 6.0)]);
     }
@@ -503,8 +780,12 @@ mod tests {
         check(json!({ "y": ["los"] }), "no table has a column `los`; there are accuracy, attack_success");
         check(json!({ "y": ["loss_cover"] }), "the column `loss_cover` holds no number");
         check(json!({ "x": "step" }), "the table has no column `step`");
+        check(json!({ "y": ["gain_*"] }), "no table has a column `gain_*`");
+        check(json!({ "by": ["subset"] }), "no table has a column `subset`");
         check(json!({ "over": "seed" }), "no table comes with the matrix key `seed`");
         let wrong: Params = serde_json::from_value(json!({ "y": ["loss"], "labels": ["a", "b"] })).unwrap();
         assert_eq!(Curves::check(&wrong).len(), 1);
+        let wrong: Params = serde_json::from_value(json!({ "interval": ["low"] })).unwrap();
+        assert_eq!(Curves::check(&wrong)[0].parameter, "interval");
     }
 }

@@ -121,25 +121,25 @@ struct Estimate {
 }
 
 /// One epoch of one subset in one layer, both quantities known.
-struct Place {
-    layer: String,
-    subset: String,
-    estimator: String,
-    epoch: usize,
+pub(super) struct Place {
+    pub(super) layer: String,
+    pub(super) subset: String,
+    pub(super) estimator: String,
+    pub(super) epoch: usize,
     xt: Estimate,
     ty: Estimate,
 }
 
 /// What the table holds, names in the order of their first row.
-struct Plane {
-    layers: Vec<String>,
-    subsets: Vec<String>,
-    estimators: Vec<String>,
-    places: Vec<Place>,
+pub(super) struct Plane {
+    pub(super) layers: Vec<String>,
+    pub(super) subsets: Vec<String>,
+    pub(super) estimators: Vec<String>,
+    pub(super) places: Vec<Place>,
 }
 
 impl Plane {
-    fn read(table: &Table) -> Result<Plane> {
+    pub(super) fn read(table: &Table) -> Result<Plane> {
         let column = |name: &str| {
             let made = |e: Error| e.hint("the input `table` must come from `evaluate/information`");
             table.column(name).map_err(made)
@@ -190,7 +190,7 @@ fn remember(names: &mut Vec<String>, cell: &Cell) -> usize {
 }
 
 /// The names asked for, or all.
-fn choose(what: &str, asked: &[String], all: &[String]) -> Result<Vec<String>> {
+pub(super) fn choose(what: &str, asked: &[String], all: &[String]) -> Result<Vec<String>> {
     match asked.iter().find(|name| !all.contains(name)) {
         Some(name) => Err(Error::user(format!("the table has no {what} `{name}`; it has {}", all.join(", ")))
             .hint(format!("name only these in `{what}s`"))),
@@ -206,7 +206,7 @@ fn marker(position: usize) -> Marker {
 /// More epochs than this stand so close that their dots must be smaller.
 const CLOSE: usize = 15;
 
-fn keys(subsets: &[String]) -> Vec<Key> {
+pub(super) fn keys(subsets: &[String]) -> Vec<Key> {
     let key = |(i, subset): (usize, &String)| Key {
         label: Label::plain(subset.as_str()),
         stroke: None,
@@ -215,7 +215,7 @@ fn keys(subsets: &[String]) -> Vec<Key> {
     subsets.iter().enumerate().map(key).collect()
 }
 
-fn panel(heading: String, places: &[&Place], subsets: &[String], bar: &ColourBar) -> Panel {
+pub(super) fn panel(heading: String, places: &[&Place], subsets: &[String], bar: &ColourBar) -> Panel {
     let radius = if bar.values.len() > CLOSE { figure::mark::DOT * 0.7 } else { figure::mark::DOT };
     let (mut paths, mut bars, mut dots) = (Vec::new(), Vec::new(), Vec::new());
     for (i, subset) in subsets.iter().enumerate() {
@@ -257,7 +257,7 @@ fn ceilings(places: &[&Place], of: impl Fn(&Place) -> Option<f64>) -> Vec<f64> {
 }
 
 /// Whether a ceiling lies within the panel's axes, so that the legend must explain it.
-fn ceiling_shows(panel: &Panel) -> bool {
+pub(super) fn ceiling_shows(panel: &Panel) -> bool {
     let (x, y) = panel.ranges();
     panel.marks.iter().any(|mark| match mark {
         Mark::Upright(at) => (x.0..=x.1).contains(at),
