@@ -112,11 +112,12 @@ fn passes(isa: Isa, shape: Geometry, batch: usize) -> Result<Passes> {
     Ok([
         timed(&mut || {
             conv::pack_forward(&plan, &w, None, &mut forwards);
-            conv::forward(&plan, batch, &x, &forwards, &mut y);
+            conv::forward(&plan, batch, &x, &conv::Filter { weights: &w, bias: None, packed: &forwards }, &mut y);
         })?,
         timed(&mut || {
             conv::pack_backward(&plan, &w, &mut backwards);
-            conv::backward_input(&plan, batch, &dy, &backwards, Write::Replace, &mut dx);
+            let filter = conv::Filter { weights: &w, bias: None, packed: &backwards };
+            conv::backward_input(&plan, batch, &dy, &filter, Write::Replace, &mut dx);
         })?,
         timed(&mut || conv::backward_weights(&plan, batch, &x, &dy, &mut dw))?,
     ])

@@ -59,7 +59,7 @@ struct Found<'a> {
 fn origins(outputs: &[Found<'_>], outlook: &Outlook, store: &Store) -> Result<Vec<String>> {
     let mut origins = Vec::new();
     for found in outputs {
-        let Some(key) = outlook.key(found.id) else { continue };
+        let Some(key) = outlook.keys[found.id] else { continue };
         if let Some(origin) = store.record(&key)?.as_ref().map(explain::origin)
             && !origins.contains(&origin)
         {
@@ -130,7 +130,7 @@ fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) -> R
             lines.push(file_line(file, store));
         }
         // Only programs ask for all of it: the rest of a record takes time to read.
-        let record = match outlook.key(id) {
+        let record = match outlook.keys[id] {
             Some(key) if global.json => store.record(&key)?,
             _ => None,
         };

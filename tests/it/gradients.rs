@@ -13,7 +13,7 @@
 //! | whole networks, gradients that enter at layers | `src/nn/network/tests.rs` | PyTorch's numbers in `tests/it/nn.rs` |
 //! | InfoNCE, critics | `src/information/infonce.rs`, `src/information/critic/mod.rs` | |
 
-use runner::kernels::conv::{self, Geometry, Plan};
+use runner::kernels::conv::{self, Filter, Geometry, Plan};
 use runner::kernels::noise::{self, Key};
 use runner::kernels::norm::{self, Backward, Dependence, Forward, Gradients, Saved, Scratch, Statistics};
 use runner::kernels::pool::{self, Image};
@@ -89,13 +89,14 @@ fn check_conv(size: (usize, usize), channels: (usize, usize), kernel: usize, str
         let forward = |x: &[f32], w: &[f32], bias: &[f32]| {
             let (mut packed, mut y) = (Vec::new(), vec![f32::NAN; dy.len()]);
             conv::pack_forward(&plan, w, Some(bias), &mut packed);
-            conv::forward(&plan, n, x, &packed, &mut y);
+            conv::forward(&plan, n, x, &Filter { weights: w, bias: Some(bias), packed: &packed }, &mut y);
             y
         };
         let mut packed = Vec::new();
         conv::pack_backward(&plan, &w, &mut packed);
         let (mut dx, mut dw, mut db) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()], vec![f32::NAN; bias.len()]);
-        conv::backward_input(&plan, n, &dy, &packed, Write::Replace, &mut dx);
+        let filter = Filter { weights: &w, bias: None, packed: &packed };
+        conv::backward_input(&plan, n, &dy, &filter, Write::Replace, &mut dx);
         conv::backward_weights(&plan, n, &x, &dy, &mut dw);
         norm::bias_gradient(isa, &dy, &mut Scratch::default(), &mut db);
         check(&what("input"), (&x, &dx, &dy), LINEAR, |x| forward(x, &w, &bias));

@@ -1,5 +1,7 @@
 //! Small matrix products on raw pointers: those of the Winograd domain, and the sums of the weight gradient.
 #![allow(unsafe_code)]
+// Loops of constant length over index and pointer alike stay in registers; iterators read worse here.
+#![allow(clippy::needless_range_loop)]
 
 use crate::kernels::Isa;
 use crate::kernels::isa::Level;
