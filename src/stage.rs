@@ -61,6 +61,7 @@
 use crate::artifact::{self, FileEntry, Files, Kind, Open, Save, Sink};
 use crate::error::{Error, IoExt, Result, ResultExt};
 use crate::events::Event;
+use crate::nn::Place;
 use crate::rng::{Stream, Streams};
 use crate::store::checkpoint::Checkpoint;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -152,7 +153,7 @@ pub struct Examined {
 pub struct Resources {
     /// Whether more than one thread helps.
     pub parallel: bool,
-    /// Whether it can use a GPU; it then takes one GPU slot when the run has a CUDA device.
+    /// Whether it can use a GPU; other stages see none.
     pub gpu: bool,
     /// Estimate of its peak memory, in MiB.
     pub memory_mib: u64,
@@ -169,6 +170,8 @@ pub struct Context {
     streams: Streams,
     /// The device that tensors of candle live on.
     pub device: candle_core::Device,
+    /// Where networks compute: on the CPU unless the stage's [`Resources`] say that it can use a GPU.
+    pub place: Place,
     /// Threads that the stage may use; rayon's global pool has as many.
     pub threads: usize,
     /// Survives an interruption; empty when the stage starts afresh.
@@ -187,7 +190,12 @@ impl Context {
         stop: Arc<AtomicBool>,
         emit: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> Context {
-        Context { streams, device, threads, checkpoint, stop, emit }
+        Context { streams, device, place: Place::Cpu, threads, checkpoint, stop, emit }
+    }
+
+    /// The same with networks elsewhere.
+    pub fn at(self, place: Place) -> Context {
+        Context { place, ..self }
     }
 
     /// A context for unit tests: CPU, no checkpoint, events dropped.
@@ -195,6 +203,7 @@ impl Context {
         Context {
             streams: Streams::new(seed, stage),
             device: candle_core::Device::Cpu,
+            place: Place::Cpu,
             threads: 1,
             checkpoint: Checkpoint::none(),
             stop: Arc::default(),

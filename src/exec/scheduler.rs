@@ -1,9 +1,9 @@
 //! The ready queue.
 
+use super::Options;
 use super::job::{Input, Job};
 use super::process::{Message, Worker, obituary};
 use super::resolve::{folder, is_called, needed, output_of, point_map, pre_image};
-use super::{Options, device};
 use crate::error::{Class, Error, Result};
 use crate::events::Event;
 use crate::plan::Plan;
@@ -170,7 +170,7 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
     // Fail before anything runs, not in the first worker.
-    options.device.resolve()?;
+    options.device.check()?;
     let needed = needed(plan, &options.targets)?;
     for name in &options.force {
         if !plan.nodes.iter().any(|node| is_called(node, name)) {
@@ -505,12 +505,4 @@ fn available_memory_mib() -> u64 {
     let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return u64::MAX };
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(u64::MAX, |kib| kib / 1024)
-}
-
-/// The device as records name it.
-pub fn device_name(choice: device::Choice) -> String {
-    match choice {
-        device::Choice::Auto | device::Choice::Cpu => "cpu".to_string(),
-        device::Choice::Cuda(_) => choice.to_string(),
-    }
 }

@@ -4,8 +4,8 @@
 //! compute a key twice at the same time (invariant 7), even if the scheduler that started it has died. The end of its
 //! standard input, or SIGTERM, asks it to stop.
 
+use super::device::{Choice, Resolved};
 use super::job::Job;
-use super::scheduler::device_name;
 use crate::artifact::{FileEntry, Files};
 use crate::error::{Class, Error, Result};
 use crate::events::Event;
@@ -103,15 +103,21 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
     let checkpoint = store.checkpoint(&key);
     let resumed = checkpoint.load().is_some();
     emit(Event::Started { resumed });
-    let device = job.device.resolve()?;
+    let takes_gpu = (entry.resources)(&job.pre_image.params).gpu;
+    let Resolved { place, note } = if takes_gpu { job.device } else { Choice::Cpu }.resolve()?;
+    if let Some(message) = note {
+        emit(Event::Warning { message });
+    }
+    let device = place.name();
     let cx = Context::new(
         Streams::new(job.pre_image.seed.unwrap_or(0), entry.name),
-        device,
+        candle_core::Device::Cpu,
         job.threads,
         checkpoint.clone(),
         stop.clone(),
         noting_headline(emit.clone(), headline.clone()),
-    );
+    )
+    .at(place);
     let scratch = store.scratch()?;
     let start = Instant::now();
     let written = catch_unwind(AssertUnwindSafe(|| (entry.run)(&cx, &job.pre_image.params, inputs, scratch.path())));
@@ -130,7 +136,7 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         seconds,
         peak_memory_mib: peak_memory_mib(),
         headline: headline.lock().map(|text| text.clone()).unwrap_or_default(),
-        device: device_name(job.device),
+        device,
         threads: job.threads,
         build: build(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),

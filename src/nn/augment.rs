@@ -44,6 +44,12 @@ impl Normalise {
         Normalise { scale: [1.0 / 255.0; BLOCK], shift: [0.0; BLOCK] }
     }
 
+    /// Three factors and three summands.
+    #[cfg(feature = "cuda")]
+    pub(super) fn factors(&self) -> [f32; 6] {
+        std::array::from_fn(|i| if i < 3 { self.scale[i] } else { self.shift[i - 3] })
+    }
+
     /// Whole pixels: `source` u8 [n, 3] into `target` f32 [n, 3].
     fn pixels(&self, source: &[u8], target: &mut [f32]) {
         for (source, target) in source.chunks(BLOCK).zip(target.chunks_mut(BLOCK)) {
@@ -116,6 +122,17 @@ pub fn augmented(
 ) -> Result<()> {
     let first = epoch as u64 * split.len() as u64;
     fill(split, rows, normalise, batch, |row| augment.draw(stream.at(first + row as u64)))
+}
+
+/// What [`augmented`] does to the images `rows` of a split of `n`: rows down, columns right, whether mirrored (0 or 1).
+#[cfg(feature = "cuda")]
+pub fn draws(n: usize, rows: &[usize], (augment, stream, epoch): (Augment, &Stream, usize)) -> Vec<[i32; 3]> {
+    let first = epoch as u64 * n as u64;
+    let draw = |&row: &usize| {
+        let Draw { by, mirrored } = augment.draw(stream.at(first + row as u64));
+        [by.0 as i32, by.1 as i32, i32::from(mirrored)]
+    };
+    rows.par_iter().map(draw).collect()
 }
 
 fn fill(

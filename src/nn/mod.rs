@@ -11,6 +11,8 @@
 //! [`Network::backward_from`] takes gradients on logits and on any layers.
 
 pub mod augment;
+#[cfg(feature = "cuda")]
+pub mod engine;
 #[cfg(test)]
 mod golden;
 pub mod graph;
@@ -19,9 +21,11 @@ pub mod loss;
 mod models;
 pub mod network;
 pub mod optim;
+mod place;
 pub mod predict;
 pub mod schedule;
 mod tape;
 mod weights;
 
 pub use network::{Architecture, Config, LayerGradient, Mode, Network};
+pub use place::Place;
