@@ -134,7 +134,8 @@ impl CudnnLibrary {
 pub(super) struct Cudnn {
     library: &'static CudnnLibrary,
     handle: Handle,
-    workspace: Option<Buffer>,
+    /// The last is the largest, and in use. The others stay: recorded steps name them.
+    workspaces: Vec<Buffer>,
 }
 
 impl Cudnn {
@@ -150,7 +151,7 @@ impl Cudnn {
             }
         };
         match status {
-            0 => Ok(Cudnn { library, handle, workspace: None }),
+            0 => Ok(Cudnn { library, handle, workspaces: Vec::new() }),
             status => Err(format!("cuDNN does not start: {}", library.reason(status))),
         }
     }
@@ -299,10 +300,11 @@ impl Descriptors {
         }
         let mut tried = Vec::new();
         for algorithm in self.candidates(cudnn, pass)? {
-            if cudnn.workspace.as_ref().is_none_or(|buffer| buffer.bytes() < algorithm.workspace) {
-                // Given back first. Freeing waits for what uses it.
-                cudnn.workspace = None;
-                cudnn.workspace = Some(Buffer::new(gpu, algorithm.workspace)?);
+            let largest = cudnn.workspaces.last().map_or(0, Buffer::bytes);
+            if largest < algorithm.workspace {
+                // At least twice as large as the one before, so that all of them together stay small.
+                let bytes = algorithm.workspace.max((2 * largest).min(WORKSPACE));
+                cudnn.workspaces.push(Buffer::new(gpu, bytes)?);
             }
             match self.execute(cudnn, pass, algorithm, (first, second, target), beta) {
                 0 => {
@@ -394,7 +396,7 @@ impl Descriptors {
             Pass::BackwardWeights => library.cudnnConvolutionBackwardFilter,
         };
         let [first_descriptor, second_descriptor, target_descriptor] = self.roles(pass);
-        let (workspace, bytes) = cudnn.workspace.as_ref().map_or((0, 0), |w| (w.address(), w.bytes()));
+        let (workspace, bytes) = cudnn.workspaces.last().map_or((0, 0), |w| (w.address(), w.bytes()));
         let alpha = 1.0;
         // SAFETY: the caller's buffers are as long as the descriptors say; the factors are read before the call returns.
         unsafe {

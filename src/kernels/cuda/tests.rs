@@ -8,20 +8,17 @@ use crate::kernels::conv::Geometry;
 use crate::kernels::reference::{self, check, values, wide};
 use crate::kernels::{Activation, Isa, Precision, Write, elementwise, linear, noise, norm, pool};
 use crate::rng::Streams;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-/// The emulated GPU, and the real one if this machine has one that can be used.
+/// The emulated GPU, and the real one if this machine has one: with a stream of its own, since tests run side by side.
 pub(crate) fn gpus() -> Vec<Arc<Gpu>> {
-    static REAL: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
-    let real = REAL.get_or_init(|| match devices() {
-        Err(missing) => {
-            println!("NOT RUN on a GPU: {missing}");
-            None
-        }
+    let mut gpus = vec![Gpu::emulated()];
+    match devices() {
+        Err(missing) => println!("NOT RUN on a GPU: {missing}"),
         // A GPU that is there and cannot be used is a failure.
-        Ok(_) => Some(Gpu::new(0).unwrap()),
-    });
-    [Gpu::emulated()].into_iter().chain(real.clone()).collect()
+        Ok(_) => gpus.push(Gpu::new(0).unwrap()),
+    }
+    gpus
 }
 
 /// One GPU and element type under test.
