@@ -287,6 +287,7 @@ impl Descriptors {
         (first, second, target): (Address, Address, Address),
         beta: f32,
     ) -> Result<()> {
+        #[cfg_attr(not(test), allow(clippy::infallible_destructuring_match))]
         let real = match gpu.machine() {
             Machine::Real(real) => real,
             #[cfg(test)]

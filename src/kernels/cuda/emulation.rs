@@ -27,7 +27,7 @@ fn compile() -> Mutex<usize> {
     let target = dir.path().join("emulation.so");
     // Bound to its own symbols: the C library has names of its own, such as `advance`.
     let status = Command::new("c++")
-        .args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-o"])
+        .args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-fno-gnu-unique", "-Wl,-Bsymbolic", "-o"])
         .args([&target, &source])
         .status()
         .expect("nvcc needs a C++ compiler, and so do these tests: expected `c++` on PATH");

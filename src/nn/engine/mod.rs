@@ -144,6 +144,7 @@ impl Engine {
     }
 
     /// Logits of `images`, as [`Network::forward`](super::Network::forward).
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &mut self,
         graph: &Graph,

@@ -25,6 +25,7 @@ pub(super) fn trainer(fit: &Fit, network: &mut Network, hooks: &dyn Hooks, now: 
 ///
 /// # Errors
 /// A loss that is not finite; a full disk; a stop request; what the GPU says.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn epoch(
     fit: &Fit,
     trainer: &mut Trainer,
