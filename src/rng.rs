@@ -42,6 +42,12 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The key: with a sub-stream's number, all that its draws depend on.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
     /// The independent sub-stream number `index`, from its beginning.
     pub fn at(&self, index: u64) -> Stream {
         let mut rng = ChaCha8Rng::from_seed(self.key);

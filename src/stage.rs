@@ -61,6 +61,7 @@
 use crate::artifact::{self, FileEntry, Files, Kind, Open, Save, Sink};
 use crate::error::{Error, IoExt, Result, ResultExt};
 use crate::events::Event;
+use crate::nn::Place;
 use crate::rng::{Stream, Streams};
 use crate::store::checkpoint::Checkpoint;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -154,7 +155,7 @@ pub struct Examined {
 pub struct Resources {
     /// Whether more than one thread helps.
     pub parallel: bool,
-    /// Whether it can use a GPU; it then takes one GPU slot when the run has a CUDA device.
+    /// Whether it can use a GPU; other stages see none.
     pub gpu: bool,
     /// Estimate of its peak memory, in MiB.
     pub memory_mib: u64,
@@ -171,6 +172,8 @@ pub struct Context {
     streams: Streams,
     /// The device that tensors of candle live on.
     pub device: candle_core::Device,
+    /// Where networks compute: on the CPU unless the stage's [`Resources`] say that it can use a GPU.
+    pub place: Place,
     /// Threads that the stage may use; rayon's global pool has as many.
     pub threads: usize,
     /// Survives an interruption; empty when the stage starts afresh.
@@ -189,7 +192,12 @@ impl Context {
         stop: Arc<AtomicBool>,
         emit: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> Context {
-        Context { streams, device, threads, checkpoint, stop, emit }
+        Context { streams, device, place: Place::Cpu, threads, checkpoint, stop, emit }
+    }
+
+    /// The same with networks elsewhere.
+    pub fn at(self, place: Place) -> Context {
+        Context { place, ..self }
     }
 
     /// A context for unit tests: CPU, no checkpoint, events dropped.
@@ -197,6 +205,7 @@ impl Context {
         Context {
             streams: Streams::new(seed, stage),
             device: candle_core::Device::Cpu,
+            place: Place::Cpu,
             threads: 1,
             checkpoint: Checkpoint::none(),
             stop: Arc::default(),
@@ -441,6 +450,8 @@ pub struct Entry {
     pub schema: fn() -> Schema,
     /// Decodes parameters, fills in the defaults, and encodes them again. The error is a lower-case fragment.
     pub complete: fn(&Value) -> Result<Value, String>,
+    /// [`Stage::resources`] on completed parameters; planning takes them from [`Entry::examine`].
+    pub resources: fn(&Value) -> Resources,
     /// All that planning asks about parameters, decoded once.
     pub examine: fn(Value) -> Result<Examined, String>,
     /// Runs the stage on completed parameters and writes its outputs under the directory.
@@ -463,6 +474,7 @@ impl Entry {
                 let params: S::Params = serde_json::from_value(value.clone()).map_err(|e| e.to_string())?;
                 serde_json::to_value(&params).map_err(|e| e.to_string())
             },
+            resources: |value| decode::<S>(value).map(|p| S::resources(&p)).unwrap_or_default(),
             examine: |value| {
                 let params: S::Params = serde_json::from_value(value).map_err(|e| e.to_string())?;
                 Ok(Examined {

@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 }
 
 fn compare(arguments: &Arguments) -> Result<()> {
-    arguments.device.resolve()?;
+    on_the_cpu(arguments.device)?;
     let threads = if arguments.threads.is_empty() { &[1, 2][..] } else { &arguments.threads };
     if let Some(model) = &arguments.layers {
         let architecture = Architecture::find(model)?;
@@ -149,11 +149,20 @@ fn flops_per_image(graph: &Graph) -> f64 {
     graph.nodes.iter().map(of_node).sum()
 }
 
+/// Steps here are the CPU's.
+fn on_the_cpu(device: Choice) -> Result<()> {
+    match device {
+        Choice::Auto | Choice::Cpu => Ok(()),
+        Choice::Cuda(_) => Err(Error::user(format!("`--device {device}`: this bench measures the CPU"))
+            .hint("GPUs are measured by `cargo bench --features cuda --bench gpu`")),
+    }
+}
+
 /// Makes the step of a case, as training does it.
 fn set_up(case: &Value) -> Result<side::Step> {
     let text = |name: &str| case[name].as_str().unwrap_or_default();
     let batch = case["batch"].as_u64().unwrap_or(0) as usize;
-    text("device").parse::<Choice>().map_err(Error::user)?.resolve()?;
+    on_the_cpu(text("device").parse().map_err(Error::user)?)?;
     let mut network = Network::new(&config(Architecture::find(text("name"))?))?;
     let streams = Streams::new(0, "bench");
     network.init(&streams.stream("init"));

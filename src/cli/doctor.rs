@@ -96,7 +96,8 @@ fn target() -> String {
 
 /// The optional parts that this build has.
 fn features() -> Vec<&'static str> {
-    [("hub", cfg!(feature = "hub"))].into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name).collect()
+    let all = [("cuda", cfg!(feature = "cuda")), ("hub", cfg!(feature = "hub"))];
+    all.into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name).collect()
 }
 
 fn text(checks: &[Check], style: Style) -> String {
@@ -281,7 +282,7 @@ fn cuda() -> Check {
         .filter(|(.., path)| path.is_none())
         .map(|(name, origin, _)| format!("`{name}` of {origin}"))
         .collect();
-    let answer = device::Choice::Cuda(0).resolve();
+    let answer = device::Choice::Cuda(0).check();
     let facts = json!({ "usable": answer.is_ok(), "devices": devices, "libraries": libraries });
     let machine = match &devices[..] {
         [] => "this machine has no NVIDIA GPU that its driver knows".to_string(),

@@ -3,7 +3,7 @@
 use super::job::{Input, Job};
 use super::process::{Message, Worker, obituary};
 use super::resolve::{folder, is_called, needed, output_of, point_map, pre_image};
-use super::{Options, device, memory};
+use super::{Options, memory};
 use crate::error::{Class, Error, Result};
 use crate::events::Event;
 use crate::plan::Plan;
@@ -170,7 +170,7 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
     // Fail before anything runs, not in the first worker.
-    options.device.resolve()?;
+    options.device.check()?;
     let needed = needed(plan, &options.targets)?;
     for name in &options.force {
         if !plan.nodes.iter().any(|node| is_called(node, name)) {
@@ -498,13 +498,5 @@ impl Scheduler<'_> {
                 below.extend(&self.below[next]);
             }
         }
-    }
-}
-
-/// The device as records name it.
-pub fn device_name(choice: device::Choice) -> String {
-    match choice {
-        device::Choice::Auto | device::Choice::Cpu => "cpu".to_string(),
-        device::Choice::Cuda(_) => choice.to_string(),
     }
 }

@@ -4,9 +4,9 @@
 //! compute a key twice at the same time (invariant 7), even if the scheduler that started it has died. The end of its
 //! standard input, or SIGTERM, asks it to stop.
 
+use super::device::{Choice, Resolved};
 use super::job::Job;
 use super::memory;
-use super::scheduler::device_name;
 use crate::artifact::{FileEntry, Files};
 use crate::error::{Class, Error, Result};
 use crate::events::Event;
@@ -17,6 +17,7 @@ use crate::stages;
 use crate::store::digest::Digest;
 use crate::store::records::{Fate, OutputRecord, Record};
 use crate::store::{Missing, Store};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// The numbers that networks compute with.
+/// The numbers that stages compute with which have no parameter `precision`.
 const PRECISION: &str = "f32";
 
 type Emit = Arc<dyn Fn(Event) + Send + Sync>;
@@ -108,15 +109,21 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
     let checkpoint = store.checkpoint(&key);
     let resumed = checkpoint.load().is_some();
     emit(Event::Started { resumed });
-    let device = job.device.resolve()?;
+    let takes_gpu = (entry.resources)(&job.pre_image.params).gpu;
+    let Resolved { place, note } = if takes_gpu { job.device } else { Choice::Cpu }.resolve()?;
+    if let Some(message) = note {
+        emit(Event::Warning { message });
+    }
+    let device = place.name();
     let cx = Context::new(
         Streams::new(job.pre_image.seed.unwrap_or(0), entry.name),
-        device,
+        candle_core::Device::Cpu,
         job.threads,
         checkpoint.clone(),
         stop.clone(),
         noting_headline(emit.clone(), headline.clone()),
-    );
+    )
+    .at(place);
     let scratch = store.scratch()?;
     let start = Instant::now();
     let written = catch_unwind(AssertUnwindSafe(|| (entry.run)(&cx, &job.pre_image.params, inputs, scratch.path())));
@@ -125,6 +132,7 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         Err(payload) => return Err(Error::stage(format!("it panicked: {}", panic_text(&*payload))).into()),
     };
     let seconds = start.elapsed().as_secs_f64();
+    let precision = job.pre_image.params.get("precision").and_then(Value::as_str).unwrap_or(PRECISION).to_string();
 
     // Blobs first, then the record that names them (invariant 5).
     let outputs = store.publish(&written)?;
@@ -135,10 +143,10 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         seconds,
         peak_memory_mib: memory::peak_mib(),
         headline: headline.lock().map(|text| text.clone()).unwrap_or_default(),
-        device: device_name(job.device),
+        device,
         threads: job.threads,
         instructions: Some(Isa::best().name().to_string()),
-        precision: Some(PRECISION.to_string()),
+        precision: Some(precision),
         build: build(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     };

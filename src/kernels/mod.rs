@@ -12,6 +12,8 @@
 //! Each kernel takes the [`Isa`] to use, so that tests run all of them; an `Isa` exists only where the machine has it.
 
 pub mod conv;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod elementwise;
 mod isa;
 pub mod l2;
@@ -22,12 +24,14 @@ pub mod pairwise;
 pub mod peak;
 pub mod pixels;
 pub mod pool;
+mod precision;
 pub mod product;
 #[cfg(test)]
 pub(crate) mod reference;
 mod simd;
 
 pub use isa::Isa;
+pub use precision::Precision;
 
 /// Whether a result replaces what its buffer holds or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,6 +48,12 @@ impl Normalise {
         Normalise { affine, isa: Isa::best() }
     }
 
+    /// Three factors and three summands.
+    #[cfg(feature = "cuda")]
+    pub(super) fn factors(&self) -> [f32; 6] {
+        std::array::from_fn(|i| if i < 3 { self.affine.scale[i] } else { self.affine.shift[i - 3] })
+    }
+
     /// Factor of every channel: `d normalised / d value`.
     pub fn scale(&self) -> [f32; 3] {
         [self.affine.scale[0], self.affine.scale[1], self.affine.scale[2]]
@@ -126,6 +132,23 @@ pub fn augmented(
     }
     let first = epoch as u64 * split.len() as u64;
     fill(split, rows, normalise, batch, |row| augment.view(split.size, stream.at(first + row as u64)))
+}
+
+/// What [`augmented`] does to the images `rows` of a split of `n` images of `size`, holes aside: rows down, columns right,
+/// whether mirrored (0 or 1).
+#[cfg(feature = "cuda")]
+pub fn draws(
+    n: usize,
+    size: (usize, usize),
+    rows: &[usize],
+    (augment, stream, epoch): (Augment, &Stream, usize),
+) -> Vec<[i32; 3]> {
+    let first = epoch as u64 * n as u64;
+    let draw = |&row: &usize| {
+        let View { down, right, mirrored, .. } = augment.view(size, stream.at(first + row as u64));
+        [down as i32, right as i32, i32::from(mirrored)]
+    };
+    rows.par_iter().map(draw).collect()
 }
 
 fn fill(

@@ -11,6 +11,8 @@
 //! [`Network::backward_from`] takes gradients on logits and on any layers.
 
 pub mod augment;
+#[cfg(feature = "cuda")]
+pub mod engine;
 #[cfg(test)]
 mod golden;
 pub mod graph;
@@ -21,6 +23,7 @@ mod models;
 pub mod network;
 pub mod optim;
 pub mod pgd;
+mod place;
 pub mod predict;
 pub mod sam;
 pub mod schedule;
@@ -28,3 +31,4 @@ mod tape;
 mod weights;
 
 pub use network::{Architecture, Config, LayerGradient, Mode, Network};
+pub use place::Place;

@@ -1,15 +1,21 @@
 //! A network: a graph, its values, and the tape that executes it.
 
-use super::graph::{Graph, Node, Shape};
+#[cfg(feature = "cuda")]
+use super::engine::Engine;
+use super::graph::{Graph, Node, NodeId, Shape};
 use super::tape::{Batch, Draws, Tape};
 use super::{init, models, weights};
 use crate::artifact::model::Weights;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, pool};
+#[cfg(feature = "cuda")]
+use crate::kernels::{Precision, cuda::Gpu};
 use crate::rng::Stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 /// Which statistics batch normalisation uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +124,9 @@ pub struct Network {
     step: u64,
     wants_input_grad: bool,
     tape: Option<Tape>,
+    /// In place of the tape, on a GPU.
+    #[cfg(feature = "cuda")]
+    engine: Option<Box<Engine>>,
 }
 
 impl Network {
@@ -134,8 +143,11 @@ impl Network {
     /// # Errors
     /// See [`Network::new`].
     pub fn with_isa(config: &Config, isa: Isa) -> Result<Network> {
-        let graph = models::build(config)?;
-        Ok(Network {
+        Ok(Network::of_graph(config, models::build(config)?, isa))
+    }
+
+    pub(super) fn of_graph(config: &Config, graph: Graph, isa: Isa) -> Network {
+        Network {
             config: config.clone(),
             isa,
             parameters: vec![0.0; graph.n_parameters()],
@@ -147,8 +159,10 @@ impl Network {
             step: 0,
             wants_input_grad: false,
             tape: None,
+            #[cfg(feature = "cuda")]
+            engine: None,
             graph,
-        })
+        }
     }
 
     /// What it was built from.
@@ -159,6 +173,14 @@ impl Network {
     /// The graph: nodes, tensors, layers.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Whether it computes on a GPU.
+    pub fn is_on_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.engine.is_some();
+        #[cfg(not(feature = "cuda"))]
+        false
     }
 
     /// The instruction set in use.
@@ -224,6 +246,13 @@ impl Network {
         if mode != Mode::Eval {
             Tape::check_statistics(&self.graph, n)?;
         }
+        #[cfg(feature = "cuda")]
+        if let Some(engine) = &mut self.engine {
+            let noise = self.noise.as_ref().map(|stream| (stream, self.step));
+            let parameters = (&self.parameters[..], self.version);
+            let (batch, wants_input) = ((images, n), self.wants_input_grad);
+            return engine.forward(&self.graph, batch, mode, noise, parameters, &mut self.statistics, wants_input);
+        }
         // Given back before a larger one is made.
         self.tape = self.tape.take().filter(|tape| tape.capacity() >= n);
         let tape = self.tape.get_or_insert_with(|| Tape::new(self.isa, &self.graph, n, self.wants_input_grad));
@@ -255,9 +284,10 @@ impl Network {
     /// # Errors
     /// As [`Network::backward`]; an unknown layer.
     pub fn backward_from(&mut self, layers: &[(&str, LayerGradient)], grad_logits: Option<&[f32]>) -> Result<()> {
-        let Some(tape) = &mut self.tape else {
+        let n = self.n();
+        if n == 0 {
             return Err(Error::stage("a backward pass without a forward pass before it"));
-        };
+        }
         let mut entries = Vec::with_capacity(layers.len() + 1);
         for &(layer, gradient) in layers {
             entries.push((self.graph.layer(layer)?, gradient));
@@ -268,17 +298,22 @@ impl Network {
         for (node, gradient) in &entries {
             let shape = self.graph.nodes[*node].shape;
             let (got, expected) = match gradient {
-                LayerGradient::Pooled(gradient) => (gradient.len(), tape.n() * shape.channels),
-                LayerGradient::Map(gradient) => (gradient.len(), tape.n() * shape.len()),
+                LayerGradient::Pooled(gradient) => (gradient.len(), n * shape.channels),
+                LayerGradient::Map(gradient) => (gradient.len(), n * shape.len()),
             };
             if got != expected {
                 return Err(Error::stage(format!(
-                    "expected a gradient of {expected} values for {} images, got {got}",
-                    tape.n()
+                    "expected a gradient of {expected} values for {n} images, got {got}"
                 )));
             }
         }
-        tape.backward(&self.graph, &entries, (&self.parameters, self.version), &mut self.gradients);
+        #[cfg(feature = "cuda")]
+        if let Some(engine) = &mut self.engine {
+            return engine.backward(&self.graph, &entries, &mut self.gradients);
+        }
+        if let Some(tape) = &mut self.tape {
+            tape.backward(&self.graph, &entries, (&self.parameters, self.version), &mut self.gradients);
+        }
         Ok(())
     }
 
@@ -289,6 +324,10 @@ impl Network {
             self.wants_input_grad = want;
             // The plan of gradient buffers differs.
             self.tape = None;
+            #[cfg(feature = "cuda")]
+            if let Some(engine) = &mut self.engine {
+                engine.reset();
+            }
         }
     }
 
@@ -302,7 +341,10 @@ impl Network {
     /// # Errors
     /// There is none: not asked for, or no backward pass yet.
     pub fn input_grad(&self) -> Result<&[f32]> {
-        self.tape.as_ref().and_then(|tape| tape.input_gradient(&self.graph)).ok_or_else(|| {
+        let gradient = self.tape.as_ref().and_then(|tape| tape.input_gradient(&self.graph));
+        #[cfg(feature = "cuda")]
+        let gradient = self.engine.as_ref().map_or(gradient, |engine| engine.input_gradient());
+        gradient.ok_or_else(|| {
             Error::stage("no gradient on the images: expected `want_input_grad` and a forward and a backward pass")
         })
     }
@@ -357,6 +399,11 @@ impl Network {
     /// # Errors
     /// An unknown layer, or no forward pass yet.
     pub fn representation(&self, layer: &str) -> Result<(usize, Vec<f32>)> {
+        #[cfg(feature = "cuda")]
+        if let Some(engine) = &self.engine {
+            let id = self.observed(layer)?;
+            return Ok((self.graph.nodes[id].shape.channels, engine.pooled(&self.graph, id)?));
+        }
         let (node, values) = self.values_of(layer)?;
         let shape = node.shape;
         let image = pool::Image { height: shape.height, width: shape.width, channels: shape.channels };
@@ -375,11 +422,64 @@ impl Network {
     }
 
     fn values_of(&self, layer: &str) -> Result<(&Node, &[f32])> {
-        let id = self.graph.layer(layer)?;
-        match &self.tape {
-            Some(tape) if tape.n() > 0 => Ok((&self.graph.nodes[id], tape.values(&self.graph, id))),
-            _ => Err(Error::stage(format!("the values of layer `{layer}` were asked for before a forward pass"))),
+        let id = self.observed(layer)?;
+        #[cfg(feature = "cuda")]
+        if let Some(engine) = &self.engine {
+            return Ok((&self.graph.nodes[id], engine.values(&self.graph, id)?));
         }
+        let values = self.tape.as_ref().map_or(&[][..], |tape| tape.values(&self.graph, id));
+        Ok((&self.graph.nodes[id], values))
+    }
+
+    /// The node of a layer whose values exist.
+    fn observed(&self, layer: &str) -> Result<NodeId> {
+        let id = self.graph.layer(layer)?;
+        if self.n() > 0 {
+            return Ok(id);
+        }
+        Err(Error::stage(format!("the values of layer `{layer}` were asked for before a forward pass")))
+    }
+
+    /// Images of the last forward pass; 0 before it.
+    fn n(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        if let Some(engine) = &self.engine {
+            return engine.n();
+        }
+        self.tape.as_ref().map_or(0, Tape::n)
+    }
+}
+
+/// Parameters with their version, and running statistics.
+#[cfg(feature = "cuda")]
+type Values<'a> = (&'a mut Engine, &'a Graph, (&'a [f32], u64), &'a [f32]);
+
+#[cfg(feature = "cuda")]
+impl Network {
+    /// Computes on `gpu` from now on, in `precision`.
+    ///
+    /// # Errors
+    /// Not enough memory; a number of channels that the GPU's kernels do not take.
+    pub fn move_to(&mut self, gpu: &Arc<Gpu>, precision: Precision) -> Result<()> {
+        self.engine = Some(Box::new(Engine::new(gpu, precision, &self.graph)?));
+        self.tape = None;
+        Ok(())
+    }
+
+    /// What [`engine::Trainer`](super::engine::Trainer) works on.
+    pub(super) fn on_device(&mut self) -> Result<Values<'_>> {
+        match &mut self.engine {
+            Some(engine) => Ok((engine, &self.graph, (&self.parameters, self.version), &self.statistics)),
+            None => Err(Error::machine("the network is not on a GPU")),
+        }
+    }
+
+    /// Takes up what a trainer left on the device: these parameters, and the running statistics.
+    pub(super) fn take_from_device(&mut self, parameters: &[f32]) -> Result<()> {
+        let Some(engine) = &mut self.engine else { return Err(Error::machine("the network is not on a GPU")) };
+        self.parameters.copy_from_slice(parameters);
+        self.version += 1;
+        engine.take_up(self.version, &mut self.statistics)
     }
 }
 

@@ -19,6 +19,19 @@ const CHUNK: usize = 1 << 14;
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
 
+/// What an AdamW step needs besides its factors: 1 - beta1, beta2, 1 - beta2, epsilon.
+pub(super) const ADAMW_CONSTANTS: [f32; 4] =
+    [(1.0 - BETAS.0) as f32, BETAS.1 as f32, (1.0 - BETAS.1) as f32, EPSILON as f32];
+
+/// Step size, square root of the second bias correction, and the share of a weight that decay leaves, for AdamW's step
+/// number `step` (from 1) at learning rate `rate`.
+pub(super) fn adamw_factors(rate: f64, step: u64, weight_decay: f64) -> [f32; 3] {
+    let t = step as f64;
+    let step_size = rate / (1.0 - libm::pow(BETAS.0, t));
+    let root_correction = (1.0 - libm::pow(BETAS.1, t)).sqrt();
+    [step_size as f32, root_correction as f32, (1.0 - rate * weight_decay) as f32]
+}
+
 /// An optimiser, by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -99,13 +112,8 @@ impl Optimiser {
                 });
             }
             Kind::Adamw => {
-                let (beta1, beta2) = BETAS;
-                let t = self.steps as f64;
-                let step_size = (rate / (1.0 - libm::pow(beta1, t))) as f32;
-                let root_correction = (1.0 - libm::pow(beta2, t)).sqrt() as f32;
-                let keep = (1.0 - rate * weight_decay) as f32;
-                let (beta2, epsilon) = (beta2 as f32, EPSILON as f32);
-                let (new1, new2) = ((1.0 - BETAS.0) as f32, (1.0 - BETAS.1) as f32);
+                let [step_size, root_correction, keep] = adamw_factors(rate, self.steps, weight_decay);
+                let [new1, beta2, new2, epsilon] = ADAMW_CONSTANTS;
                 chunks.zip(self.first.par_chunks_mut(CHUNK)).zip(self.second.par_chunks_mut(CHUNK)).for_each(
                     |(((params, grads), firsts), seconds)| {
                         for (((weight, &grad), first), second) in params.iter_mut().zip(grads).zip(firsts).zip(seconds)

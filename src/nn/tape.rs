@@ -88,10 +88,7 @@ impl Tape {
         let mut plan = |geometry: Geometry| {
             Arc::clone(plans.entry(geometry).or_insert_with(|| Arc::new(conv::Plan::new(isa, geometry, capacity))))
         };
-        let mut gradient_holder: Vec<NodeId> = Vec::new();
-        for (id, node) in graph.nodes.iter().enumerate() {
-            gradient_holder.push(if let Op::Noise { .. } = node.op { gradient_holder[node.inputs[0]] } else { id });
-        }
+        let gradient_holder = gradient_holders(graph);
         let (slot, lengths) = share_slots(graph, &gradient_holder, wants_input);
         Tape {
             isa,
@@ -431,9 +428,18 @@ fn parameters_of(op: &Op) -> [Option<std::ops::Range<usize>>; 2] {
     }
 }
 
+/// The node that holds each node's gradient: itself, or the input of a noise node.
+pub(super) fn gradient_holders(graph: &Graph) -> Vec<NodeId> {
+    let mut holder: Vec<NodeId> = Vec::with_capacity(graph.nodes.len());
+    for (id, node) in graph.nodes.iter().enumerate() {
+        holder.push(if let Op::Noise { .. } = node.op { holder[node.inputs[0]] } else { id });
+    }
+    holder
+}
+
 /// Gives gradients buffers: `slot[node]`, and each buffer's length for one image. A buffer is free again once its node
 /// has been differentiated.
-fn share_slots(graph: &Graph, holder: &[NodeId], wants_input: bool) -> (Vec<Option<usize>>, Vec<usize>) {
+pub(super) fn share_slots(graph: &Graph, holder: &[NodeId], wants_input: bool) -> (Vec<Option<usize>>, Vec<usize>) {
     let mut slot = vec![None; graph.nodes.len()];
     let mut lengths: Vec<usize> = Vec::new();
     let mut free: Vec<usize> = Vec::new();

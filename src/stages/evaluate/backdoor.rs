@@ -18,6 +18,7 @@ use crate::artifact::dataset::About;
 use crate::artifact::table::{Cell, Column};
 use crate::artifact::{Model, Packed, Split, Table};
 use crate::error::{Error, Result, ResultExt};
+use crate::kernels::Precision;
 use crate::nn::augment::Normalise;
 use crate::nn::{Network, predict};
 use crate::stage::{Context, Named, Resources, Stage};
@@ -71,6 +72,7 @@ impl Stage for Backdoor {
         for (i, model) in models.iter().enumerate() {
             let doing = || format!("scoring `{}`", model.name);
             let (mut network, normalise) = predict::open(&model.value).context(doing())?;
+            cx.place.put(&mut network, Precision::F32).context(doing())?;
             check_classes(&model.value, &dataset.about).context(doing())?;
             let scores = score(cx, &mut network, &normalise, &dataset).context(doing())?;
             let noisy = match is_noisy(&model.value) {

@@ -7,6 +7,7 @@
 
 use crate::artifact::{CleanSplit, Model, Table};
 use crate::error::{Error, Result};
+use crate::kernels::Precision;
 use crate::nn::{optim, predict, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive};
 use crate::stage::{Context, Problem, Resources, Stage};
@@ -39,6 +40,8 @@ pub struct Params {
     pub augment: AugmentParams,
     /// Share of the target that is spread over all classes.
     pub label_smoothing: Fraction,
+    /// In what precision the network computes; other than `f32` on a GPU only.
+    pub precision: Precision,
 }
 
 /// A default outside its range does not compile.
@@ -73,6 +76,7 @@ impl Default for Params {
             schedule: schedule::Params::default(),
             augment: AugmentParams::default(),
             label_smoothing: defaults::LABEL_SMOOTHING,
+            precision: Precision::F32,
         }
     }
 }
@@ -92,6 +96,7 @@ impl Params {
             schedule: self.schedule.clone(),
             augment: (&self.augment).into(),
             label_smoothing: self.label_smoothing.get(),
+            precision: self.precision,
         }
     }
 }

@@ -17,6 +17,7 @@ use super::recipe::{self, AugmentParams, Recipe};
 use crate::artifact::model::ModelInfo;
 use crate::artifact::{Model, Packed, Table, Trace};
 use crate::error::{Error, Result};
+use crate::kernels::Precision;
 use crate::nn::augment::Normalise;
 use crate::nn::{Architecture, Config, Network, optim, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive};
@@ -53,6 +54,8 @@ pub struct Params {
     pub normalise: bool,
     /// Share of the target that is spread over all classes.
     pub label_smoothing: Fraction,
+    /// In what precision the network computes; other than `f32` on a GPU only.
+    pub precision: Precision,
     /// Share of the training images that is set aside to choose by, never trained on.
     pub validation: Fraction,
     /// Ends the training when the validation accuracy no longer improves; needs `validation`.
@@ -141,6 +144,7 @@ impl Default for Params {
             augment: AugmentParams::default(),
             normalise: true,
             label_smoothing: defaults::NO_SHARE,
+            precision: Precision::F32,
             validation: defaults::NO_SHARE,
             early_stopping: None,
             select: Select::Last,
@@ -166,6 +170,7 @@ impl Params {
             schedule: self.schedule.clone(),
             augment: (&self.augment).into(),
             label_smoothing: self.label_smoothing.get(),
+            precision: self.precision,
         }
     }
 }

@@ -6,6 +6,9 @@
 //!
 //! The last step of an epoch takes what is left of the data: nothing is dropped.
 
+#[cfg(feature = "cuda")]
+mod on_device;
+
 use super::history::{History, Row, Tally};
 use super::recipe::Recipe;
 use super::state::{Reader, Writer};
@@ -64,6 +67,11 @@ pub trait Hooks {
         network.backward(grad_logits)
     }
 
+    /// Whether the backward pass is the plain one, so that a GPU may run whole epochs without asking.
+    fn only_watches(&self) -> bool {
+        false
+    }
+
     /// Looks at the network after an epoch and may complete its row.
     ///
     /// # Errors
@@ -84,7 +92,11 @@ pub trait Hooks {
 /// Hooks of a stage that adds nothing.
 pub struct NoHooks;
 
-impl Hooks for NoHooks {}
+impl Hooks for NoHooks {
+    fn only_watches(&self) -> bool {
+        true
+    }
+}
 
 /// Where the loop stands.
 struct Position {
@@ -139,6 +151,7 @@ impl Fit<'_> {
             return Err(Error::stage("there is no image to train on"));
         }
         predict::check_size(network, split)?;
+        cx.place.put(network, recipe.precision)?;
         let n_classes = network.config().n_classes;
         let n_steps = rows.len().div_ceil(recipe.batch_size);
         let mut now = Progress {
@@ -156,6 +169,8 @@ impl Fit<'_> {
         let is_noisy = network.config().sigma_xt > 0.0 || network.config().sigma_ty > 0.0;
         let mut room = Room::new(recipe.batch_size.min(rows.len()), split.image_bytes(), n_classes);
         let mut ordered = Vec::with_capacity(rows.len());
+        #[cfg(feature = "cuda")]
+        let mut trainer = on_device::trainer(self, network, hooks, &now)?;
         let mut saver = Saver::new();
         let mut told = Instant::now();
         while now.at.epoch < recipe.epochs && !now.at.stopped {
@@ -164,6 +179,13 @@ impl Fit<'_> {
             ordered.extend_from_slice(rows);
             order.at(epoch as u64).shuffle(&mut ordered);
             network.noise(is_noisy.then(|| noise.clone()));
+            // Leaves no step for the loop below.
+            #[cfg(feature = "cuda")]
+            if let Some(trainer) = &mut trainer {
+                let streams = (&augment, is_noisy.then_some(&noise));
+                let clocks = (&mut saver, &mut told);
+                on_device::epoch(self, trainer, network, hooks, &mut now, clocks, &order, streams)?;
+            }
             for (step, batch) in ordered.chunks(recipe.batch_size).enumerate().skip(now.at.step) {
                 if cx.should_stop() {
                     self.save(network, hooks, &now)?;
@@ -225,12 +247,7 @@ impl Fit<'_> {
         let logits = network.forward(&images[..n * split.image_bytes()], n, Mode::Train)?; // [n, K]
         loss::cross_entropy_into(logits, labels, n_classes, recipe.label_smoothing, (losses, grad_logits))?; // [n], [n, K]
         if let Some(bad) = losses.iter().find(|loss| !loss.is_finite()) {
-            let message = format!(
-                "the loss became {bad} in epoch {}, step {} of {n_steps}, at learning rate {rate:.4}",
-                now.at.epoch + 1,
-                step + 1
-            );
-            return Err(Error::stage(message).hint("lower `learning_rate`, or let it grow with `schedule.warmup`"));
+            return Err(not_finite(*bad, now.at.epoch, (step, n_steps), rate));
         }
         for ((&row, logits), (&loss, &label)) in
             batch.iter().zip(logits.chunks_exact(n_classes)).zip(losses.iter().zip(labels.iter()))
@@ -298,6 +315,15 @@ impl Fit<'_> {
     }
 }
 
+/// A loss that is not a number, or infinite, in a step of an epoch (both from 0).
+fn not_finite(loss: f32, epoch: usize, (step, n_steps): (usize, usize), rate: f64) -> Error {
+    let (epoch, step) = (epoch + 1, step + 1);
+    Error::stage(format!(
+        "the loss became {loss} in epoch {epoch}, step {step} of {n_steps}, at learning rate {rate:.4}"
+    ))
+    .hint("lower `learning_rate`, or let it grow with `schedule.warmup`")
+}
+
 /// Decides when a checkpoint is worth its time. The clock chooses how much work an interruption costs, never what
 /// comes out.
 struct Saver {
@@ -325,6 +351,7 @@ impl Saver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Precision;
     use crate::nn::{Architecture, Config, optim, schedule};
     use crate::rng::Streams;
     use crate::store::checkpoint::Checkpoint;
@@ -373,6 +400,7 @@ mod tests {
             schedule: schedule::Params { warmup: 1, ..schedule::Params::default() },
             augment: augment::Augment { crop: 1, flip: true, cutout: 3 },
             label_smoothing: 0.1,
+            precision: Precision::F32,
         };
         let flag = Arc::new(AtomicBool::new(false));
         let cx = Context::new(

@@ -1,5 +1,6 @@
 //! How to train: what every stage that fits a network by gradient descent needs to know.
 
+use crate::kernels::Precision;
 use crate::nn::augment::Augment;
 use crate::nn::{Architecture, optim, schedule};
 use crate::stage::{Problem, Resources};
@@ -52,6 +53,8 @@ pub struct Recipe {
     pub augment: Augment,
     /// Share of the target that is spread over all classes.
     pub label_smoothing: f64,
+    /// In what precision the network computes.
+    pub precision: Precision,
 }
 
 impl Recipe {
@@ -79,12 +82,13 @@ impl Recipe {
     /// One line for the history of a model.
     pub fn summary(&self) -> String {
         format!(
-            "{} epochs of batches of {}, {}, learning rate {} ({})",
+            "{} epochs of batches of {}, {}, learning rate {} ({}), {}",
             self.epochs,
             self.batch_size,
             self.optimiser.kind.name(),
             self.learning_rate,
-            self.schedule.kind.name()
+            self.schedule.kind.name(),
+            self.precision.name()
         )
     }
 }
@@ -101,7 +105,7 @@ pub fn resources(architecture: Option<Architecture>, batch_size: usize) -> Resou
         Some(Architecture::Resnet18 | Architecture::PreactResnet18) | None => (1_800_000, 12_000_000),
     };
     let bytes = 4 * (values * batch_size.max(crate::nn::predict::BATCH) + 6 * parameters) as u64;
-    Resources { parallel: true, gpu: false, memory_mib: 128 + (bytes >> 20) }
+    Resources { parallel: true, gpu: true, memory_mib: 128 + (bytes >> 20) }
 }
 
 /// What is wrong with a schedule for a training of `epochs` epochs at `rate`.
@@ -175,6 +179,7 @@ mod tests {
             schedule: schedule::Params::default(),
             augment: Augment::NONE,
             label_smoothing: 0.0,
+            precision: Precision::F32,
         };
         let names = |recipe: Recipe| recipe.problems().iter().map(|p| p.parameter).collect::<Vec<_>>();
         assert_eq!(names(recipe(1.0, false, optim::Kind::Sgd)), ["momentum"]);

@@ -150,6 +150,10 @@ impl<'a> Watch<'a> {
 }
 
 impl Hooks for Watch<'_> {
+    fn only_watches(&self) -> bool {
+        true
+    }
+
     fn epoch(&mut self, network: &mut Network, row: &mut Row) -> Result<Verdict> {
         // All that a stop request can interrupt comes first; what it found is kept at the end.
         let seen = match &self.observer {
