@@ -54,7 +54,7 @@ pub struct Backdoor;
 
 impl Stage for Backdoor {
     const NAME: &'static str = "evaluate/backdoor";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Table;
