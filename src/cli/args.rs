@@ -111,7 +111,7 @@ pub struct RunArgs {
     /// Stages that may run side by side [default: the number of cores].
     #[arg(long, short, value_name = "N", value_parser = at_least_one)]
     pub jobs: Option<usize>,
-    /// Threads that running stages share [default: the number of cores].
+    /// Threads that running stages share; several at once may get twice as many [default: the number of cores].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<usize>,
     /// Where to compute: `auto`, `cpu`, `cuda:N`.

@@ -23,7 +23,7 @@ pub use scheduler::{Observer, Outcome, RunEvent, Summary, run};
 pub struct Options {
     /// Stages that may run side by side.
     pub jobs: usize,
-    /// Threads that all running stages share.
+    /// Threads that running stages share; several at once may be given up to twice as many.
     pub threads: usize,
     /// Where stages compute.
     pub device: device::Choice,

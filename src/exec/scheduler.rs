@@ -303,14 +303,18 @@ impl Scheduler<'_> {
                 position += 1;
                 continue;
             }
-            let used: usize = self.running.values().map(|r| r.threads).sum();
-            let free = self.options.threads.saturating_sub(used);
-            if free == 0 && !self.running.is_empty() {
+            // A share is for life, and neighbours often end long before a training does. So stages that want several
+            // threads get two at least, which may come to twice as many threads as there are to share; those that
+            // want one do not count.
+            let is_parallel = |id: &usize| self.plan.nodes[*id].resources.parallel;
+            let used: usize = self.running.iter().filter(|(id, _)| is_parallel(id)).map(|(_, r)| r.threads).sum();
+            if used >= 2 * self.options.threads {
                 return;
             }
-            // Threads are shared evenly by what could start now.
-            let others = (to_start.len() - position).min(self.options.jobs - self.running.len()).max(1);
-            let threads = if resources.parallel { (free / others).max(1) } else { 1 };
+            let free = self.options.threads.saturating_sub(used);
+            let n_slots = self.options.jobs - self.running.len();
+            let others = to_start[position..].iter().filter(|id| is_parallel(id)).count().clamp(1, n_slots);
+            let threads = if resources.parallel { (free / others).max(self.options.threads.min(2)) } else { 1 };
             to_start.remove(position);
             if let Err(error) = self.spawn(id, threads) {
                 self.fail(id, &error);
