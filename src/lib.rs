@@ -35,6 +35,9 @@
 //! - [`rng`], [`param`], [`error`], [`events`]: named random streams, parameter types, errors for people, what happens
 //!   during a run.
 //!
+//! A build with the feature `cuda` also has an engine that executes the same graphs on an NVIDIA GPU
+//! (`nn::engine`, `kernels::cuda`). Its tests run against an emulation; it has never run on a GPU.
+//!
 //! # Invariants
 //!
 //! Cited by number in the code.
