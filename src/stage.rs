@@ -161,6 +161,15 @@ pub struct Resources {
     pub memory_mib: u64,
 }
 
+impl Resources {
+    /// Whether starting a process would cost more than the stage itself: such stages follow one another in one worker.
+    /// What fills memory or runs on several threads has a process to itself, so that its peak memory is its own and
+    /// nothing is left over from the stage before.
+    pub fn is_light(&self) -> bool {
+        !self.parallel && !self.gpu && self.memory_mib <= 128
+    }
+}
+
 impl Default for Resources {
     fn default() -> Resources {
         Resources { parallel: true, gpu: false, memory_mib: 256 }

@@ -193,7 +193,9 @@ fn cache(dir: &Path) -> Check {
         return Check::problem("cache", format!("`{shown}` lies in no folder"), elsewhere, json!({ "path": path }));
     };
     let system = file_system(place);
-    let free = rustix::fs::statvfs(place).ok().map(|found| found.f_bavail * found.f_frsize);
+    let free = nix::sys::statvfs::statvfs(place)
+        .ok()
+        .map(|found| found.blocks_available() as u64 * found.fragment_size() as u64);
     let probe = probe(if is_there { &path } else { place });
     let is_network = system.as_deref().is_some_and(is_network);
     let facts = json!({

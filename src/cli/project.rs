@@ -7,6 +7,7 @@ use crate::plan::{self, Plan};
 use crate::report::style::Style;
 use crate::store::{Missing, Store};
 use serde::Deserialize;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -36,8 +37,8 @@ pub struct Project {
 pub struct Loaded {
     /// The project that the pipeline file lies in.
     pub project: Project,
-    /// The plan.
-    pub plan: Plan,
+    /// The plan. It lives as long as the process: taking a thousand stages apart at the end would be wasted time.
+    pub plan: ManuallyDrop<Plan>,
 }
 
 /// Loads and plans a pipeline.
@@ -47,7 +48,7 @@ pub struct Loaded {
 pub fn load(global: &Global, args: &PipelineArgs) -> Result<Loaded> {
     let style = Style::for_stderr(global.color).is_on();
     let options = config::Options { profile: args.profile.clone(), set: args.set.clone(), style };
-    let plan = plan::plan_file(&args.pipeline, &options)?;
+    let plan = ManuallyDrop::new(plan::plan_file(&args.pipeline, &options)?);
     Ok(Loaded { project: Project::of(&args.pipeline)?, plan })
 }
 

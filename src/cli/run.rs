@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+/// More figures and tables than this are counted, not named, after a run.
+const FIGURES_SHOWN: usize = 40;
+
 /// Brings a pipeline up to date.
 ///
 /// # Errors
@@ -67,10 +70,15 @@ fn conclude(global: &Global, args: &RunArgs, loaded: &Loaded, store: &Store, sum
         show::after_run(global, &loaded.plan, &summary.hits, store)?;
         match links {
             Ok(links) if !links.figures.is_empty() => {
-                report::data(&format!("figures and tables: {}", links.dir.display()));
-                for figure in &links.figures {
-                    report::data(&format!("  {figure}"));
+                let mut text = format!("figures and tables: {}\n", links.dir.display());
+                for figure in links.figures.iter().take(FIGURES_SHOWN) {
+                    text.push_str(&format!("  {figure}\n"));
                 }
+                let more = links.figures.len().saturating_sub(FIGURES_SHOWN);
+                if more > 0 {
+                    text.push_str(&format!("  and {more} more\n"));
+                }
+                report::data(&text);
             }
             Ok(_) => {}
             // The results are in the cache all the same.

@@ -7,6 +7,22 @@ pub fn peak_mib() -> Option<u64> {
     number(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:").map(|kib| kib / 1024)
 }
 
+/// Starts the count of [`peak_mib`] again, where the system can.
+pub fn forget_peak() {
+    // Without it the peak is that of the process's whole life.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Whether fresh memory of this process, and of those that it starts, comes in pages of 2 MiB where the system would
+/// give them: faster to fill, slower to begin.
+pub fn use_huge_pages(yes: bool) {
+    // Speed alone depends on it.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_thp_disable(!yes);
+    #[cfg(not(target_os = "linux"))]
+    let _ = yes;
+}
+
 /// Memory that could be taken now without swapping, in MiB: the machine's, or what the container has left.
 pub fn available_mib() -> Option<u64> {
     let machine = number(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? / 1024;

@@ -1,4 +1,5 @@
-//! Runs a plan: keys, look-ups, a ready queue with slots, and one worker process per stage.
+//! Runs a plan: keys, look-ups, a ready queue with slots, and worker processes: one for a stage, or for light
+//! stages in turn.
 //!
 //! ```text
 //! Waiting --inputs known, key stored--> Cached

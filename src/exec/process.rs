@@ -10,12 +10,12 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
 
-/// What comes from worker threads to the scheduler.
+/// What comes from workers to the scheduler. They are numbered in the order in which they start.
 pub enum Message {
-    /// The worker of node `.0` said something.
-    Event(usize, Event),
-    /// The worker of node `.0` closed its output: it has ended or is about to.
-    Closed(usize),
+    /// Worker `.0` said something.
+    Event(u64, Event),
+    /// Worker `.0` closed its output: it has ended or is about to.
+    Closed(u64),
 }
 
 /// A running worker.
@@ -26,14 +26,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker for `job` in the folder `dir`; its events arrive as messages of node `id`, what it logs goes to `log`.
-    pub fn start(id: usize, job: &Job, dir: &Path, log: &Path, messages: Sender<Message>) -> Result<Worker> {
+    /// Starts worker `number` with `threads` threads in the folder `dir`; its events arrive as messages. What it logs
+    /// goes to `log` until it is given its second job.
+    pub fn start(number: u64, threads: usize, dir: &Path, log: &Path, messages: Sender<Message>) -> Result<Worker> {
         let program = std::env::current_exe().map_err(Error::from)?;
         let log_file = File::create(log).at("create", log)?;
         let mut child = Command::new(&program)
             .arg("worker")
             .current_dir(dir)
-            .env("RAYON_NUM_THREADS", job.threads.to_string())
+            .env("RAYON_NUM_THREADS", threads.to_string())
             // candle's own pool spins beside rayon's; our kernels use rayon's.
             .env("CANDLE_NUM_THREADS", "1")
             .stdin(Stdio::piped())
@@ -43,31 +44,36 @@ impl Worker {
             .process_group(0)
             .spawn()
             .at("start", &program)?;
-        let mut stdin = child.stdin.take();
+        let stdin = child.stdin.take();
         let stdout = child.stdout.take();
-        if let Some(stdin) = &mut stdin {
-            let mut line = serde_json::to_vec(job)?;
-            line.push(b'\n');
-            // A worker that died at once is reported through its exit status.
-            let _ = stdin.write_all(&line);
-        }
         std::thread::spawn(move || {
             if let Some(stdout) = stdout {
                 for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
                     // A line that is no event (a library printed) is not ours to interpret.
                     if let Ok(event) = serde_json::from_str(&line)
-                        && messages.send(Message::Event(id, event)).is_err()
+                        && messages.send(Message::Event(number, event)).is_err()
                     {
                         return;
                     }
                 }
             }
-            let _ = messages.send(Message::Closed(id));
+            let _ = messages.send(Message::Closed(number));
         });
         Ok(Worker { child, stdin })
     }
 
-    /// Asks the worker to save a checkpoint and end.
+    /// Hands it a job. It takes one at a time.
+    pub fn give(&mut self, job: &Job) -> Result<()> {
+        if let Some(stdin) = &mut self.stdin {
+            let mut line = serde_json::to_vec(job)?;
+            line.push(b'\n');
+            // A worker that has died is reported through its exit status.
+            let _ = stdin.write_all(&line);
+        }
+        Ok(())
+    }
+
+    /// Asks the worker to save a checkpoint, if it is at work, and end.
     pub fn ask_to_stop(&mut self) {
         self.stdin = None;
     }
@@ -78,7 +84,7 @@ impl Worker {
         let _ = self.child.kill();
     }
 
-    /// Waits for the end of a worker that closed its output.
+    /// Waits for the end of a worker that closed its output or has nothing to do.
     pub fn wait(mut self) -> Result<ExitStatus> {
         self.stdin = None;
         Ok(self.child.wait()?)

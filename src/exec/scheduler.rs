@@ -122,6 +122,8 @@ enum State {
 }
 
 struct Running {
+    /// What it computes.
+    node: usize,
     worker: Worker,
     key: Digest,
     threads: usize,
@@ -143,7 +145,11 @@ struct Scheduler<'a> {
     missing: Vec<usize>,
     below: Vec<Vec<usize>>,
     forced: Vec<bool>,
-    running: BTreeMap<usize, Running>,
+    /// By the worker's number.
+    running: BTreeMap<u64, Running>,
+    /// Workers that have done a light job well and wait for another.
+    idle: BTreeMap<u64, Worker>,
+    n_started: u64,
     sender: Sender<Message>,
     receiver: Receiver<Message>,
     /// How often the run was asked to stop.
@@ -200,6 +206,8 @@ pub fn run(
         below,
         forced: plan.nodes.iter().map(|node| options.force.iter().any(|name| is_called(node, name))).collect(),
         running: BTreeMap::new(),
+        idle: BTreeMap::new(),
+        n_started: 0,
         sender,
         receiver,
         stops,
@@ -210,6 +218,9 @@ pub fn run(
         repairs: vec![0; n],
     };
     scheduler.go()?;
+    for worker in std::mem::take(&mut scheduler.idle).into_values() {
+        worker.wait()?;
+    }
     let interrupted = scheduler.stops.load(Ordering::Relaxed) > 0;
     let outcomes = scheduler
         .states
@@ -307,7 +318,7 @@ impl Scheduler<'_> {
             // threads get two at least, which may come to twice as many threads as there are to share; those that
             // want one do not count.
             let is_parallel = |id: &usize| self.plan.nodes[*id].resources.parallel;
-            let used: usize = self.running.iter().filter(|(id, _)| is_parallel(id)).map(|(_, r)| r.threads).sum();
+            let used: usize = self.running.values().filter(|r| is_parallel(&r.node)).map(|r| r.threads).sum();
             if used >= 2 * self.options.threads {
                 return;
             }
@@ -349,8 +360,18 @@ impl Scheduler<'_> {
             device: self.options.device,
             force: self.forced[id],
         };
-        let worker = Worker::start(id, &job, &self.folder, &self.store.log_path(&key), self.sender.clone())?;
+        let log = self.store.log_path(&key);
+        let kept = if node.resources.is_light() { self.idle.pop_first() } else { None };
+        let (number, mut worker) = match kept {
+            Some(kept) => kept,
+            None => {
+                self.n_started += 1;
+                (self.n_started, Worker::start(self.n_started, threads, &self.folder, &log, self.sender.clone())?)
+            }
+        };
+        worker.give(&job)?;
         let running = Running {
+            node: id,
             worker,
             key,
             threads,
@@ -359,39 +380,51 @@ impl Scheduler<'_> {
             verdict: None,
         };
         self.states[id] = State::Running;
-        self.running.insert(id, running);
+        self.running.insert(number, running);
         self.observer.event(id, &RunEvent::Started { key, threads });
         Ok(())
     }
 
     fn handle(&mut self, message: Message, ready: &mut Vec<usize>) -> Result<()> {
         match message {
-            Message::Event(id, event) => {
-                if let Event::Stored { .. } | Event::Failed { .. } | Event::Damaged { .. } = event {
-                    if let Some(running) = self.running.get_mut(&id) {
-                        running.verdict = Some(event);
+            Message::Event(number, event) => {
+                let Some(running) = self.running.get_mut(&number) else { return Ok(()) };
+                let node = running.node;
+                match event {
+                    Event::Stored { .. } if self.plan.nodes[node].resources.is_light() => {
+                        if let Some(Running { worker, key, since, .. }) = self.running.remove(&number) {
+                            self.idle.insert(number, worker);
+                            self.conclude(node, key, since, Some(event), None, ready)?;
+                        }
                     }
-                } else {
-                    self.observer.event(id, &RunEvent::Worker(event));
+                    Event::Stored { .. } | Event::Failed { .. } | Event::Damaged { .. } => {
+                        running.verdict = Some(event);
+                        // There is nothing else for it to do.
+                        running.worker.ask_to_stop();
+                    }
+                    _ => self.observer.event(node, &RunEvent::Worker(event)),
                 }
             }
-            Message::Closed(id) => {
-                let Some(running) = self.running.remove(&id) else { return Ok(()) };
-                let Running { worker, key, since, verdict, .. } = running;
-                let status = worker.wait()?;
-                self.conclude(id, key, since, verdict, status, ready)?;
+            Message::Closed(number) => {
+                if let Some(Running { node, worker, key, since, verdict, .. }) = self.running.remove(&number) {
+                    let status = worker.wait()?;
+                    self.conclude(node, key, since, verdict, Some(status), ready)?;
+                } else if let Some(worker) = self.idle.remove(&number) {
+                    worker.wait()?;
+                }
             }
         }
         Ok(())
     }
 
+    /// The worker of `id` has said its last word on it, or has ended without one.
     fn conclude(
         &mut self,
         id: usize,
         key: Digest,
         since: Instant,
         verdict: Option<Event>,
-        status: std::process::ExitStatus,
+        ended: Option<std::process::ExitStatus>,
         ready: &mut Vec<usize>,
     ) -> Result<()> {
         match verdict {
@@ -430,7 +463,10 @@ impl Scheduler<'_> {
                 self.states[id] = State::Done(Outcome::Untouched);
                 self.observer.event(id, &RunEvent::Interrupted);
             }
-            _ => self.fail_with_log(id, &Error::stage(obituary(status)), Some(key)),
+            _ => {
+                let how = ended.map_or_else(|| "it gave no result".to_string(), obituary);
+                self.fail_with_log(id, &Error::stage(how), Some(key));
+            }
         }
         Ok(())
     }

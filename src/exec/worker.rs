@@ -1,14 +1,16 @@
-//! The worker process: one stage, from a job on standard input to a record in the store.
+//! The worker process: stages one after another, each from a job on standard input to a record in the store. One that
+//! is not light gets a process to itself ([`Resources::is_light`](crate::stage::Resources::is_light)).
 //!
 //! It holds the lock of its key from before the look-up until after the record is written, so that two runners never
 //! compute a key twice at the same time (invariant 7), even if the scheduler that started it has died. The end of its
-//! standard input, or SIGTERM, asks it to stop.
+//! standard input, or SIGTERM, asks it to stop. A stage that fails ends the process: nothing that may have been left
+//! in disorder is used again.
 
 use super::device::{Choice, Resolved};
 use super::job::Job;
 use super::memory;
 use crate::artifact::{FileEntry, Files};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, IoExt, Result};
 use crate::events::Event;
 use crate::kernels::Isa;
 use crate::rng::Streams;
@@ -19,18 +21,20 @@ use crate::store::records::{Fate, OutputRecord, Record};
 use crate::store::{Missing, Store};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::{BufRead, Read, Write};
+use std::fs::File;
+use std::io::{BufRead, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The numbers that stages compute with which have no parameter `precision`.
 const PRECISION: &str = "f32";
 
 type Emit = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// Runs the job that stands on standard input; says how it ended on standard output.
+/// Runs the jobs that stand on standard input, one a line; says how each ended on standard output.
 pub fn main() -> u8 {
     let emit: Emit = Arc::new(|event| {
         if let Ok(mut line) = serde_json::to_vec(&event) {
@@ -40,9 +44,7 @@ pub fn main() -> u8 {
             let _ = out.write_all(&line).and_then(|()| out.flush());
         }
     });
-    let stop = Arc::new(AtomicBool::new(false));
-    let headline = Arc::new(Mutex::new(None));
-    match work(&emit, &stop, &headline) {
+    match work_on_all(&emit) {
         Ok(()) => 0,
         Err(Ended::Damaged(message)) => {
             emit(Event::Damaged { message });
@@ -65,6 +67,66 @@ pub fn main() -> u8 {
     }
 }
 
+fn work_on_all(emit: &Emit) -> Result<(), Ended> {
+    // Zeroing them would take a light stage a fifth of its time.
+    memory::use_huge_pages(false);
+    let stop = Arc::new(AtomicBool::new(false));
+    let jobs = listen(&stop)?;
+    let first = next(&jobs, &stop).unwrap_or_default();
+    let mut job: Job = serde_json::from_str(&first).map_err(|_| {
+        Error::user("`runner worker` is what `runner run` starts; it reads jobs from its standard input")
+    })?;
+    let store = Store::open(&job.cache, Missing::Pretend)?;
+    let _guard = store.enter_run(&stop)?;
+    loop {
+        let (outputs, by_other) = work(job, &store, emit, &stop)?;
+        emit(Event::Stored { outputs: digests(&outputs), by_other });
+        let Some(line) = next(&jobs, &stop) else { return Ok(()) };
+        job = serde_json::from_str(&line).map_err(Error::from)?;
+        make_ready(&job, &store)?;
+    }
+}
+
+/// The lines of standard input. Its end, and the signals that ask for an end, set `stop`.
+fn listen(stop: &Arc<AtomicBool>) -> Result<Receiver<String>> {
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    let (sender, receiver) = channel();
+    let at_end = stop.clone();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(std::io::Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+        at_end.store(true, Ordering::Relaxed);
+    });
+    Ok(receiver)
+}
+
+/// The next job, or none at the end.
+fn next(jobs: &Receiver<String>, stop: &AtomicBool) -> Option<String> {
+    loop {
+        match jobs.recv_timeout(Duration::from_millis(200)) {
+            Ok(line) => return Some(line),
+            // A signal does not end the wait.
+            Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// After another job: what stands in this process as it would in a fresh one.
+fn make_ready(job: &Job, store: &Store) -> Result<()> {
+    let path = store.log_path(&job.pre_image.key());
+    let log = File::create(&path).at("create", &path)?;
+    nix::unistd::dup2_stderr(log).map_err(std::io::Error::from)?;
+    store.look_again();
+    memory::forget_peak();
+    Ok(())
+}
+
 enum Ended {
     Error(Error),
     Damaged(String),
@@ -76,41 +138,26 @@ impl From<Error> for Ended {
     }
 }
 
-fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>>>) -> Result<(), Ended> {
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(Error::from)?;
-    let job: Job = serde_json::from_str(&line).map_err(|_| {
-        Error::user("`runner worker` is what `runner run` starts; it reads a job from its standard input")
-    })?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, stop.clone()).map_err(Error::from)?;
-    }
-    let at_end = stop.clone();
-    std::thread::spawn(move || {
-        // Nothing more is ever sent: whatever comes, or the end, means stop.
-        let _ = std::io::stdin().lock().read(&mut [0]);
-        at_end.store(true, Ordering::Relaxed);
-    });
-
-    let store = Store::open(&job.cache, Missing::Pretend)?;
-    let _guard = store.enter_run(stop)?;
+/// Does one job: what is stored, and whether another process had stored it meanwhile.
+fn work(job: Job, store: &Store, emit: &Emit, stop: &Arc<AtomicBool>) -> Result<(Vec<OutputRecord>, bool), Ended> {
     let key = job.pre_image.key();
     let _lock = store.locks().lock_with(&key, stop, |_| emit(Event::Waiting))?;
     if !job.force
         && let Some(hit) = store.hit(&key)?
     {
-        emit(Event::Stored { outputs: digests(&hit.outputs), by_other: true });
-        return Ok(());
+        return Ok((hit.outputs, true));
     }
     let entry = stages::find(&job.pre_image.stage)
         .ok_or_else(|| Error::machine(format!("this build has no stage `{}`", job.pre_image.stage)))?;
-    let inputs = bind(&job, &store)?;
+    let inputs = bind(&job, store)?;
 
     let checkpoint = store.checkpoint(&key);
     let resumed = checkpoint.load().is_some();
     emit(Event::Started { resumed });
-    let takes_gpu = (entry.resources)(&job.pre_image.params).gpu;
-    let Resolved { place, note } = if takes_gpu { job.device } else { Choice::Cpu }.resolve()?;
+    let resources = (entry.resources)(&job.pre_image.params);
+    memory::use_huge_pages(!resources.is_light());
+    let headline = Arc::new(Mutex::new(None));
+    let Resolved { place, note } = if resources.gpu { job.device } else { Choice::Cpu }.resolve()?;
     if let Some(message) = note {
         emit(Event::Warning { message });
     }
@@ -142,7 +189,10 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         outputs,
         seconds,
         peak_memory_mib: memory::peak_mib(),
-        headline: headline.lock().map(|text| text.clone()).unwrap_or_default(),
+        headline: headline
+            .lock()
+            .map(|text: std::sync::MutexGuard<'_, Option<String>>| text.clone())
+            .unwrap_or_default(),
         device,
         threads: job.threads,
         instructions: Some(Isa::best().name().to_string()),
@@ -157,8 +207,7 @@ fn work(emit: &Emit, stop: &Arc<AtomicBool>, headline: &Arc<Mutex<Option<String>
         });
     }
     checkpoint.clear();
-    emit(Event::Stored { outputs: digests(&inserted.outputs), by_other: false });
-    Ok(())
+    Ok((inserted.outputs, false))
 }
 
 /// Opens the inputs, each file hashed once more: a flipped bit costs time, never correctness (invariant 6).

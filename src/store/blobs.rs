@@ -5,12 +5,15 @@ use super::digest::{Digest, DigestMap};
 use super::disk::{self, CacheIo};
 use crate::artifact::FileEntry;
 use crate::error::{Error, Result};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::SFlag;
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::fs::{File, Permissions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The blobs of a cache.
 pub struct Blobs {
@@ -18,6 +21,8 @@ pub struct Blobs {
     quarantine: PathBuf,
     /// Sizes of blobs that were seen; a run asks for the same blob again and again.
     seen: Mutex<DigestMap<u64>>,
+    /// The folder `root`, opened once it is there: from it, a blob is two steps away instead of all of its path.
+    folder: OnceLock<File>,
 }
 
 /// What a look at a blob's content said.
@@ -36,7 +41,12 @@ pub enum Condition {
 impl Blobs {
     /// The blobs of the cache at `root`.
     pub fn new(root: &Path) -> Blobs {
-        Blobs { root: root.join("blobs"), quarantine: root.join("quarantine"), seen: Mutex::default() }
+        Blobs {
+            root: root.join("blobs"),
+            quarantine: root.join("quarantine"),
+            seen: Mutex::default(),
+            folder: OnceLock::new(),
+        }
     }
 
     /// Where the blob of `digest` lies, if it is there.
@@ -85,11 +95,31 @@ impl Blobs {
         if self.seen().get(&entry.digest) == Some(&entry.size) {
             return true;
         }
-        let is_there = std::fs::metadata(self.path(&entry.digest)).is_ok_and(|m| m.is_file() && m.len() == entry.size);
+        let is_there = self.length(&entry.digest) == Some(entry.size);
         if is_there {
             self.seen().insert(entry.digest, entry.size);
         }
         is_there
+    }
+
+    /// The length of the file that should be the blob of `digest`, if it is there.
+    fn length(&self, digest: &Digest) -> Option<u64> {
+        let folder = match self.folder.get() {
+            Some(folder) => folder,
+            None => {
+                let opened = File::open(&self.root).ok()?;
+                self.folder.get_or_init(|| opened)
+            }
+        };
+        let digits = blake3::Hash::from_bytes(digest.0).to_hex();
+        let mut name = [0u8; 66];
+        name[..2].copy_from_slice(&digits.as_bytes()[..2]);
+        name[2] = b'/';
+        name[3..65].copy_from_slice(&digits.as_bytes()[2..]);
+        let name = CStr::from_bytes_with_nul(&name).ok()?;
+        let found = nix::sys::stat::fstatat(folder, name, AtFlags::empty()).ok()?;
+        let is_file = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+        is_file.then(|| u64::try_from(found.st_size).unwrap_or(0))
     }
 
     /// Reads the blob and compares its digest. Streams; safe to call from many threads.
