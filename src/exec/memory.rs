@@ -75,7 +75,8 @@ mod tests {
         let during = peak_mib().unwrap();
         assert!(during >= 64, "{during} MiB with {} MiB in use", touched.len() >> 20);
         drop(touched);
-        assert!(peak_mib().unwrap() >= during && during >= before);
+        // Linux counts pages per core and sums them up now and then: a peak is exact to a fraction of a MiB.
+        assert!(peak_mib().unwrap() + 1 >= during && during + 1 >= before);
         assert!(available_mib().unwrap() <= total_mib().unwrap());
     }
 }

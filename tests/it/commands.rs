@@ -111,6 +111,11 @@ fn logs_show_what_a_worker_wrote() {
     project.write("p.toml", &TWO.replace("value = 0.25", "end = \"panic\""));
     assert_eq!(project.runner(&["run", "p.toml"]).code, 1);
     assert!(project.ok(&["logs", "p.toml", "a"]).out.contains("asked to panic"));
+    // Light stages follow one another in one process; each has a log of its own.
+    project.write("p.toml", &format!("{TWO}end = \"panic\"\n"));
+    assert_eq!(project.runner(&["run", "p.toml", "--jobs", "1"]).code, 1);
+    assert!(project.ok(&["logs", "p.toml", "b"]).out.contains("asked to panic"));
+    assert!(!project.ok(&["logs", "p.toml", "a"]).out.contains("asked to panic"));
 }
 
 #[test]

@@ -102,6 +102,32 @@ fn large_windows_and_tiny_images() {
     check_all(geometry((9, 9), (3, 5), 3, 3));
 }
 
+/// Enough pixels for the weight gradient to be summed in parts.
+#[test]
+fn small_gradients_of_many_pixels() {
+    check_all(geometry((37, 41), (3, 16), 3, 1));
+    check_all(geometry((37, 41), (5, 3), 1, 1));
+    check_all(geometry((74, 81), (16, 32), 3, 2));
+}
+
+/// Winograd's transforms cost accuracy; this is what is left, as the module says.
+#[test]
+fn winograd_errs_by_less_than_1e_5_of_the_outputs_rms() {
+    let g = geometry((12, 12), (64, 64), 3, 1);
+    let (x, w) = (values(1, g.in_pixels() * 64), values(2, g.n_weights()));
+    let expected = reference::conv(&g, 1, &wide(&x), &wide(&w), &[0.0; 64]);
+    let rms = (expected.iter().map(|v| v * v).sum::<f64>() / expected.len() as f64).sqrt();
+    for isa in Isa::available() {
+        let plan = Plan::with_algorithm(isa, g, 1, Algorithm::Winograd);
+        let mut packed = Vec::new();
+        pack_forward(&plan, &w, None, &mut packed);
+        let mut y = vec![f32::NAN; expected.len()];
+        forward(&plan, 1, &x, &Filter { weights: &w, bias: None, packed: &packed }, &mut y);
+        let largest = y.iter().zip(&expected).fold(0.0, |e: f64, (&y, &x)| e.max((f64::from(y) - x).abs()));
+        assert!(largest < 1e-5 * rms, "{}: {:.1e} of the RMS", isa.name(), largest / rms);
+    }
+}
+
 #[test]
 fn reference_gradients_agree_with_central_differences() {
     const N: usize = 2;

@@ -126,7 +126,7 @@ pub struct FineTune;
 
 impl Stage for FineTune {
     const NAME: &'static str = "purify/fine_tune";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Outputs;

@@ -200,7 +200,7 @@ pub struct Classifier;
 
 impl Stage for Classifier {
     const NAME: &'static str = "train/classifier";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Outputs;
