@@ -37,6 +37,8 @@ impl Worker {
             .env("RAYON_NUM_THREADS", threads.to_string())
             // candle's own pool spins beside rayon's; our kernels use rayon's.
             .env("CANDLE_NUM_THREADS", "1")
+            // Stages run on threads of the pool, with as much stack as a main thread has.
+            .env("RUST_MIN_STACK", (8 << 20).to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log_file)

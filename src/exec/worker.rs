@@ -13,6 +13,7 @@ use crate::artifact::{FileEntry, Files};
 use crate::error::{Class, Error, IoExt, Result};
 use crate::events::Event;
 use crate::kernels::Isa;
+use crate::nn::Place;
 use crate::rng::Streams;
 use crate::stage::{Bound, Context, RawInputs};
 use crate::stages;
@@ -170,10 +171,13 @@ fn work(job: Job, store: &Store, emit: &Emit, stop: &Arc<AtomicBool>) -> Result<
         stop.clone(),
         noting_headline(emit.clone(), headline.clone()),
     )
-    .at(place);
+    .at(place.clone());
     let scratch = store.scratch()?;
     let start = Instant::now();
-    let written = catch_unwind(AssertUnwindSafe(|| (entry.run)(&cx, &job.pre_image.params, inputs, scratch.path())));
+    let run = || catch_unwind(AssertUnwindSafe(|| (entry.run)(&cx, &job.pre_image.params, inputs, scratch.path())));
+    // A parallel loop that starts on a thread of the pool wakes the other threads alone; from outside, each loop would
+    // cost two changes of thread. A GPU's context belongs to the thread that made it.
+    let written = if resources.parallel && matches!(place, Place::Cpu) { rayon::scope(|_| run()) } else { run() };
     let written = match written {
         Ok(result) => result?,
         Err(payload) => return Err(Error::stage(format!("it panicked: {}", panic_text(&*payload))).into()),

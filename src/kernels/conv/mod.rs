@@ -455,16 +455,16 @@ impl Pass<'_> {
         let all_taps = self.plan.geometry.n_taps();
         let mut offsets = [0usize; MAX_ROWS];
         let mut panel_taps = [std::ptr::null::<f32>(); MAX_TAPS];
+        let mut patch = [0.0f32; MAX_TILE];
         for (panel, first) in (0..self.channels).step_by(columns).enumerate() {
             let width = columns.min(self.channels - first);
+            let is_whole = width == columns;
             for (pointer, &tap) in panel_taps.iter_mut().zip(&group.taps) {
                 *pointer = self.panels[(panel * all_taps + tap) * self.depth * columns..].as_ptr();
             }
             let bias = self.biases.map_or(&self.plan.zeros[..columns], |biases| &biases[first..first + columns]);
             for (i, tile) in tiles.clone().enumerate() {
                 let pixels = &group.pixels[tile * rows..n_pixels.min((tile + 1) * rows)];
-                let mut patch = [0.0f32; MAX_TILE];
-                let is_whole = width == columns;
                 for (row, (offset, &pixel)) in offsets.iter_mut().zip(pixels).enumerate() {
                     *offset = if is_whole { pixel as usize * self.channels + first } else { row * columns };
                 }
