@@ -431,7 +431,8 @@ impl<T: Save> Outputs for T {
 /// What writing can bring.
 pub fn save_port<T: Save>(port: &str, value: &T, dir: &Path) -> Result<Written> {
     let dir = dir.join(port);
-    std::fs::create_dir(&dir).at("create", &dir)?;
+    // A stage that ran before in the same work folder may have left it, empty.
+    std::fs::create_dir_all(&dir).at("create", &dir)?;
     let mut sink = Sink::new(&dir);
     value.save(&mut sink).context(format!("writing {}", T::KIND))?;
     Ok(Written { port: port.to_string(), kind: T::KIND, dir, files: sink.finish() })

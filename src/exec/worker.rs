@@ -19,6 +19,7 @@ use crate::stage::{Bound, Context, RawInputs};
 use crate::stages;
 use crate::store::digest::Digest;
 use crate::store::records::{Fate, OutputRecord, Record};
+use crate::store::scratch::Scratch;
 use crate::store::{Missing, Store};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -79,8 +80,10 @@ fn work_on_all(emit: &Emit) -> Result<(), Ended> {
     })?;
     let store = Store::open(&job.cache, Missing::Pretend)?;
     let _guard = store.enter_run(&stop)?;
+    let scratch = store.scratch()?;
     loop {
-        let (outputs, by_other) = work(job, &store, emit, &stop)?;
+        let (outputs, by_other) = work(job, &store, &scratch, emit, &stop)?;
+        scratch.clear()?;
         emit(Event::Stored { outputs: digests(&outputs), by_other });
         let Some(line) = next(&jobs, &stop) else { return Ok(()) };
         job = serde_json::from_str(&line).map_err(Error::from)?;
@@ -140,7 +143,13 @@ impl From<Error> for Ended {
 }
 
 /// Does one job: what is stored, and whether another process had stored it meanwhile.
-fn work(job: Job, store: &Store, emit: &Emit, stop: &Arc<AtomicBool>) -> Result<(Vec<OutputRecord>, bool), Ended> {
+fn work(
+    job: Job,
+    store: &Store,
+    scratch: &Scratch,
+    emit: &Emit,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Vec<OutputRecord>, bool), Ended> {
     let key = job.pre_image.key();
     let _lock = store.locks().lock_with(&key, stop, |_| emit(Event::Waiting))?;
     if !job.force
@@ -172,7 +181,6 @@ fn work(job: Job, store: &Store, emit: &Emit, stop: &Arc<AtomicBool>) -> Result<
         noting_headline(emit.clone(), headline.clone()),
     )
     .at(place.clone());
-    let scratch = store.scratch()?;
     let start = Instant::now();
     let run = || catch_unwind(AssertUnwindSafe(|| (entry.run)(&cx, &job.pre_image.params, inputs, scratch.path())));
     // A parallel loop that starts on a thread of the pool wakes the other threads alone; from outside, each loop would
