@@ -90,7 +90,7 @@ impl Sink for TensorBoard<'_> {
                     shown.rows.truncate(MAX_ROWS);
                     shown.notes.insert(0, format!("the first {MAX_ROWS} of {} rows", table.rows.len()));
                 }
-                text.push_str(&table::render(&shown, Format::Markdown, &Style::default())?);
+                text.push_str(&table::render(&shown, Format::Markdown, &Style { all: true, ..Style::default() })?);
                 summary(fact.time, 0, [text_value(name, &text)])
             }
             What::Figure { name, figure, is_cached } => {
@@ -147,7 +147,8 @@ fn first(runs: &Runs, run: &Run) -> Vec<u8> {
         };
         hparams = hparams.message(1, &Message::new().text(1, &key).message(2, &value));
     }
-    let session = hparams.text(4, &runs.id).double(5, runs.started);
+    // No group name: TensorBoard would take the runs of a matrix for repetitions of one.
+    let session = hparams.double(5, runs.started);
     let plugin = Message::new().message(3, &session);
     let parameters = Value::Object(runs.stages(run));
     let values = [

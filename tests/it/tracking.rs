@@ -15,8 +15,8 @@ seed = 3
 [stages.clean]
 stage = "data/cifar10"
 subset = "embedded"
-n_train_per_class = 12
-n_test_per_class = 6
+n_train_per_class = 4
+n_test_per_class = 2
 
 [stages.poisoned]
 stage = "poison/badnet"
@@ -32,7 +32,7 @@ stage = "train/classifier"
 from = { dataset = "packed" }
 model = "resnet8"
 epochs = 3
-batch_size = 32
+batch_size = 16
 
 [stages.scores]
 stage = "evaluate/backdoor"

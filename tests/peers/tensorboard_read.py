@@ -148,7 +148,7 @@ def check_server(folder, runs):
             assert set(image_tags.get(name, {})) == set(wanted["figures"])
             for tag, png in wanted["figures"].items():
                 [shown] = json.loads(get("plugin/images/images", run=name, tag=tag, sample=0))
-                assert get(f"plugin/images/individualImage?{shown['query']}&").startswith(png[:1000])
+                assert get(f"plugin/images/individualImage?{shown['query']}&") == png
                 print(f"  image `{tag}` of {run}: {shown['width']} x {shown['height']}, step {shown['step']}")
             assert wanted["tables"] <= set(text_tags[name]), text_tags[name]
             for tag in wanted["tables"]:
@@ -158,7 +158,8 @@ def check_server(folder, runs):
         assert {"matrix.rate", "model.epochs", "model.model", "seed"} <= hparams, hparams
         request = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "startIndex": 0, "sliceSize": 10}
         groups = post("plugin/hparams/session_groups", request)["sessionGroups"]
-        print(f"  server: {n} points of scalars, {len(hparams)} hyper-parameters, {len(groups)} session group(s)")
+        assert len(groups) == len(runs), groups
+        print(f"  server: {n} points of scalars, {len(hparams)} hyper-parameters, {len(groups)} session groups")
         description = scalar_tags[found["rate=0.1"]]["scores/clean_accuracy/model"]["description"]
         print(f"  description of scores/clean_accuracy/model: {description}")
     finally:

@@ -12,8 +12,8 @@ rate = [0.1, 0.3]
 [stages.clean]
 stage = "data/cifar10"
 subset = "embedded"
-n_train_per_class = 24
-n_test_per_class = 6
+n_train_per_class = 5
+n_test_per_class = 2
 [stages.poisoned]
 stage = "poison/badnet"
 from = { clean = "clean" }
@@ -25,15 +25,15 @@ from = { dataset = "poisoned" }
 stage = "train/classifier"
 from = { dataset = "packed" }
 model = "resnet8"
-epochs = 4
-batch_size = 32
+epochs = 3
+batch_size = 16
 [stages.scores]
 stage = "evaluate/backdoor"
 from = { models = ["model"], dataset = "packed" }
 [stages.samples]
 stage = "plot/samples"
 from = { dataset = "packed" }
-n = 4
+n = 2
 [stages.curves]
 stage = "plot/curves"
 from = { tables = "model.history[*]" }
