@@ -29,6 +29,18 @@ pub enum Event {
         /// One line of numbers.
         headline: String,
     },
+    /// Numbers at a place on an axis, for those who follow a run while it goes on.
+    Metrics {
+        /// What the numbers belong to. If the stage has a table port of this name, its rows along `axis` are the same
+        /// numbers, told while they come to be.
+        series: String,
+        /// What `at` counts: `epoch`, `step`.
+        axis: String,
+        /// Where on the axis.
+        at: u64,
+        /// Finite numbers by name.
+        values: BTreeMap<String, f64>,
+    },
     /// Something a user should know about the result.
     Warning {
         /// The text.

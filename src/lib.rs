@@ -12,7 +12,7 @@
 //!                          miss: exec runs the stage in a worker process of this binary
 //!                                stage(parameters, inputs, seed) -> artifacts -> store -> next stage
 //!                                          |
-//!                                       events --> report (terminal, JSON lines, results/)
+//!                                       events --> report (terminal, JSON lines, results/), track
 //! ```
 //!
 //! # Code map
@@ -31,6 +31,7 @@
 //! - [`artifact`]: what flows between stages, one file per kind.
 //! - [`nn`] and [`kernels`]: networks, and the loops they spend their time in. They know no stage.
 //! - [`information`]: mutual-information estimators. [`embedding`]: principal components, t-SNE, silhouettes.
+//! - [`track`]: a run told to TensorBoard, to Weights & Biases and as JSON lines.
 //! - [`figure`]: what plots share. [`report`]: everything that is printed. [`cli`]: one file per command.
 //! - [`rng`], [`param`], [`error`], [`events`]: named random streams, parameter types, errors for people, what happens
 //!   during a run.
@@ -85,3 +86,4 @@ pub mod rng;
 pub mod stage;
 pub mod stages;
 pub mod store;
+pub mod track;

@@ -232,6 +232,15 @@ impl Context {
         (self.emit)(Event::Progress { done, total, unit: unit.into(), headline: headline.into() });
     }
 
+    /// Tells those who follow the run numbers at a place on an axis (`epoch`, `step`), see [`Event::Metrics`]. What is
+    /// not finite is left out.
+    pub fn metrics(&self, series: &str, axis: &str, at: u64, values: impl IntoIterator<Item = (String, f64)>) {
+        let values: BTreeMap<String, f64> = values.into_iter().filter(|(_, value)| value.is_finite()).collect();
+        if !values.is_empty() {
+            (self.emit)(Event::Metrics { series: series.into(), axis: axis.into(), at, values });
+        }
+    }
+
     /// One line that belongs in the run's output: something a user should know about the result.
     pub fn warn(&self, message: impl Into<String>) {
         (self.emit)(Event::Warning { message: message.into() });

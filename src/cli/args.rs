@@ -3,6 +3,7 @@
 use crate::exec::device;
 use crate::report::style::When;
 use crate::report::table::Format;
+use crate::track::Target;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
@@ -120,12 +121,23 @@ pub struct RunArgs {
     /// Compute this stage even if its result is stored; may be repeated.
     #[arg(long, value_name = "STAGE")]
     pub force: Vec<String>,
+    /// Tell the run to `tensorboard=DIR`, `wandb=DIR` (an offline run for `wandb sync`) or `jsonl=FILE`, instead of where
+    /// the pipeline's `[tracking]` says; may be repeated.
+    #[arg(long, value_name = "FORMAT=PATH", value_parser = track_target)]
+    pub track: Vec<Target>,
+    /// Tell the run nowhere, whatever the pipeline says.
+    #[arg(long, conflicts_with = "track")]
+    pub no_track: bool,
     /// Say less: failures only.
     #[arg(long, short, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say more: a line for every stage, cached ones too.
     #[arg(long, short)]
     pub verbose: bool,
+}
+
+fn track_target(text: &str) -> Result<Target, String> {
+    text.parse()
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

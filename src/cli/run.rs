@@ -3,17 +3,19 @@
 use super::args::{Global, RunArgs};
 use super::project::{self, Loaded};
 use super::show;
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, Result};
 use crate::exec::{self, Observer, Options, Summary};
 use crate::report::style::Style;
 use crate::report::terminal::{Terminal, Verbosity};
 use crate::report::{self, json::JsonLines, results};
 use crate::store::Store;
+use crate::track::{self, Runs, Target, Told, Tracker};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// More figures and tables than this are counted, not named, after a run.
 const FIGURES_SHOWN: usize = 40;
@@ -28,14 +30,15 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8> {
         store = loaded.project.store(global)?;
     }
     let options = options(args, &loaded)?;
+    let targets = if args.no_track { Vec::new() } else { track::choose(&loaded.plan, &args.track)? };
     let stops = on_signals()?;
     let guard = store.enter_run(&AtomicBool::new(false))?;
     let style = Style::for_stderr(global.color);
-    let summary = if global.json {
+    let (summary, told) = if global.json {
         let mut reporter = JsonLines::new(&loaded.plan);
-        let summary = exec::run(&loaded.plan, &store, &options, stops, &mut reporter)?;
+        let (summary, told) = execute(&loaded, &store, &options, stops, targets, &mut reporter)?;
         reporter.finish(&summary);
-        summary
+        (summary, told)
     } else {
         let verbosity = match (args.quiet, args.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -43,15 +46,42 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8> {
             _ => Verbosity::Normal,
         };
         let mut reporter = Terminal::new(&loaded.plan, style, verbosity);
-        let summary = exec::run(&loaded.plan, &store, &options, stops, &mut reporter as &mut dyn Observer)?;
+        let (summary, told) = execute(&loaded, &store, &options, stops, targets, &mut reporter)?;
         reporter.finish(&summary);
-        summary
+        (summary, told)
     };
     drop(guard);
-    for warning in store.warnings() {
+    let Told { failures, looks } = told;
+    for warning in store.warnings().into_iter().chain(failures) {
         report::note(&format!("{} {warning}", style.yellow("warning:")));
     }
+    if !args.quiet {
+        looks.iter().for_each(|look| report::note(&format!("tracked: {look}")));
+    }
     conclude(global, args, &loaded, &store, &summary)
+}
+
+/// Runs, and tells the targets besides the reporter.
+fn execute(
+    loaded: &Loaded,
+    store: &Store,
+    options: &Options,
+    stops: Arc<AtomicUsize>,
+    targets: Vec<Target>,
+    reporter: &mut dyn Observer,
+) -> Result<(Summary, Told)> {
+    let plan = &loaded.plan;
+    if targets.is_empty() {
+        return Ok((exec::run(plan, store, options, stops, reporter)?, Told::default()));
+    }
+    // Nothing is written about a run that cannot be.
+    let needed = exec::check(plan, options)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let runs = Runs::new(plan, &needed, options, now, std::process::id());
+    let mut tracker = Tracker::new(track::open(targets, &runs)?, store, reporter);
+    let summary = exec::run(plan, store, options, stops, &mut tracker)?;
+    let told = tracker.finish(&summary);
+    Ok((summary, told))
 }
 
 /// Remembers the run, links its results, shows its tables, and names the exit code.
@@ -85,12 +115,7 @@ fn conclude(global: &Global, args: &RunArgs, loaded: &Loaded, store: &Store, sum
             Err(error) => report::note(&format!("warning: no links under results/: {error}")),
         }
     }
-    Ok(match summary.worst {
-        _ if summary.interrupted => Class::Interrupted.exit_code(),
-        Some(Class::User) | Some(Class::Stage) => Class::Stage.exit_code(),
-        Some(class) => class.exit_code(),
-        None => 0,
-    })
+    Ok(summary.exit_code())
 }
 
 fn options(args: &RunArgs, loaded: &Loaded) -> Result<Options> {

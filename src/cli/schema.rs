@@ -43,12 +43,13 @@ pub fn json() -> Value {
                 "type": "object",
                 "additionalProperties": {
                     "type": "object",
-                    "properties": {"seed": {"type": "integer", "minimum": 0}, "matrix": matrix(), "stages": {"type": "object"}},
-                    "patternProperties": {"^(stages|matrix)\\.": true},
+                    "properties": {"seed": {"type": "integer", "minimum": 0}, "matrix": matrix(), "stages": {"type": "object"}, "tracking": tracking()},
+                    "patternProperties": {"^(stages|matrix|tracking)\\.": true},
                     "additionalProperties": false,
                 },
             },
             "matrix": matrix(),
+            "tracking": tracking(),
         },
         "$defs": definitions,
     })
@@ -60,6 +61,21 @@ fn matrix() -> Value {
         "type": "object",
         "propertyNames": {"pattern": "^[A-Za-z0-9_-]+$"},
         "additionalProperties": {"type": "array", "minItems": 1, "items": {"type": ["string", "number", "boolean"]}},
+    })
+}
+
+fn tracking() -> Value {
+    let text = |description: &str| json!({"description": description, "type": "string", "minLength": 1});
+    json!({
+        "description": "Where runs are told to, besides the terminal. Relative paths start at the pipeline's folder. Changing it runs nothing again.",
+        "type": "object",
+        "properties": {
+            "tensorboard": text("A folder for TensorBoard's event files."),
+            "wandb": text("A folder in which `wandb/` holds Weights & Biases offline runs, for `wandb sync`."),
+            "jsonl": text("A file of JSON lines; it is appended to."),
+            "project": text("The Weights & Biases project; the pipeline's name if left out."),
+        },
+        "additionalProperties": false,
     })
 }
 

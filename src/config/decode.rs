@@ -3,10 +3,10 @@
 use super::diagnostic::{Diagnostic, Diagnostics, Span, did_you_mean, one_of};
 use super::matrix::{self, Axis, is_name};
 use super::value::{Item, Key, Table, Value};
-use super::{Binding, Pipeline, StageDecl};
+use super::{Binding, Pipeline, StageDecl, tracking};
 
 /// What a pipeline file may hold.
-const ROOT_KEYS: [&str; 6] = ["name", "description", "seed", "stages", "profile", "matrix"];
+const ROOT_KEYS: [&str; 7] = ["name", "description", "seed", "stages", "profile", "matrix", "tracking"];
 
 /// Decodes the whole file, profiles already taken out, into `pipeline`.
 pub fn root(mut table: Table, pipeline: &mut Pipeline, problems: &mut Diagnostics) {
@@ -14,6 +14,7 @@ pub fn root(mut table: Table, pipeline: &mut Pipeline, problems: &mut Diagnostic
     pipeline.description = description(table.take("description"), problems);
     pipeline.seed = seed(table.take("seed"), problems).unwrap_or(0);
     pipeline.matrix = table.take("matrix").map(|(_, item)| matrix::decode(item, problems)).unwrap_or_default();
+    pipeline.tracking = table.take("tracking").map(|(_, item)| tracking::decode(item, problems)).unwrap_or_default();
     let before = problems.len();
     let stages = table.take("stages");
     for (key, _) in &table.entries {
@@ -32,9 +33,12 @@ pub fn root(mut table: Table, pipeline: &mut Pipeline, problems: &mut Diagnostic
     }
 }
 
-/// Decodes the stages and the matrix of a profile that was not chosen.
+/// Decodes the stages and the matrix of a profile that was not chosen, and looks at the rest of it.
 pub fn variant(mut table: Table, problems: &mut Diagnostics) -> (Vec<StageDecl>, Vec<Axis>) {
     seed(table.take("seed"), problems);
+    if let Some((_, item)) = table.take("tracking") {
+        tracking::decode(item, problems);
+    }
     let axes = table.take("matrix").map(|(_, item)| matrix::decode(item, problems)).unwrap_or_default();
     let stages = table.take("stages").map(|(_, item)| stages(item, &axes, problems)).unwrap_or_default();
     (stages, axes)

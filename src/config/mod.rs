@@ -24,6 +24,9 @@
 //!
 //! [matrix]                            # every combination; what several share is one node
 //! rate = [0.1, 0.5]
+//!
+//! [tracking]                          # where runs are told to; part of no key, see [`tracking`]
+//! tensorboard = "../tracking"
 //! ```
 //!
 //! A stage is read at the reader's own point of the matrix: `first` above is read at the same `rate` that `second`
@@ -35,6 +38,7 @@ pub mod diagnostic;
 pub mod matrix;
 pub mod overlay;
 pub mod syntax;
+pub mod tracking;
 pub mod value;
 
 use crate::error::{Error, Result};
@@ -42,6 +46,7 @@ use diagnostic::{Diagnostic, Diagnostics, Text, did_you_mean, one_of};
 use matrix::Axis;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tracking::Tracking;
 use value::{Item, Key, Table, Value};
 
 /// What identifies a pipeline in results and in the history of runs.
@@ -81,6 +86,8 @@ pub struct Pipeline {
     pub stages: Vec<StageDecl>,
     /// The axes of the matrix, in the order of the file.
     pub matrix: Vec<Axis>,
+    /// Where runs are told to.
+    pub tracking: Tracking,
     /// The profiles that the file has, in its order.
     pub profiles: Vec<String>,
     /// The stages that the profiles not chosen would change; checked, never run.
@@ -229,6 +236,7 @@ pub(crate) fn parse(path: &Path, text: String, options: &Options) -> Draft {
         seed: 0,
         stages: Vec::new(),
         matrix: Vec::new(),
+        tracking: Tracking::default(),
         profiles: names,
         variants,
         texts,

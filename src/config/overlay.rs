@@ -9,9 +9,9 @@ use std::collections::HashMap;
 use toml::de::DeValue;
 
 /// What a profile may change.
-const PROFILE_KEYS: [&str; 3] = ["seed", "matrix", "stages"];
+const PROFILE_KEYS: [&str; 4] = ["seed", "matrix", "stages", "tracking"];
 /// What `--set` may change.
-const SET_KEYS: [&str; 5] = ["name", "description", "seed", "matrix", "stages"];
+const SET_KEYS: [&str; 6] = ["name", "description", "seed", "matrix", "stages", "tracking"];
 
 /// Merges `overlay` into `base`.
 pub fn merge(base: &mut Table, overlay: Table) {

@@ -17,7 +17,7 @@ pub mod resolve;
 mod scheduler;
 pub mod worker;
 
-pub use scheduler::{Observer, Outcome, RunEvent, Summary, run};
+pub use scheduler::{Observer, Outcome, RunEvent, Summary, check, run};
 
 /// How a run may use the machine.
 #[derive(Clone, Debug)]

@@ -76,6 +76,8 @@ pub trait Observer {
     fn event(&mut self, node: usize, event: &RunEvent);
     /// Called a few times a second while stages run.
     fn tick(&mut self) {}
+    /// Something a user should know that concerns no stage.
+    fn notice(&mut self, _message: &str) {}
 }
 
 /// How a node ended.
@@ -108,6 +110,17 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// The exit code of `runner run`.
+    pub fn exit_code(&self) -> u8 {
+        match self.worst {
+            _ if self.interrupted => Class::Interrupted.exit_code(),
+            // The pipeline was in order: what a stage blames on the user is a stage's failure all the same.
+            Some(Class::User | Class::Stage) => Class::Stage.exit_code(),
+            Some(class) => class.exit_code(),
+            None => 0,
+        }
+    }
+
     /// Nodes with this outcome.
     pub fn count(&self, outcome: &Outcome) -> usize {
         self.outcomes.iter().filter(|o| *o == outcome).count()
@@ -162,6 +175,19 @@ struct Scheduler<'a> {
     repairs: Vec<usize>,
 }
 
+/// What can be refused before anything runs, not in the first worker; and which nodes the targets need.
+///
+/// # Errors
+/// An unusable device, a target or a stage to force that the plan does not have.
+pub fn check(plan: &Plan, options: &Options) -> Result<Vec<bool>> {
+    options.device.check()?;
+    let needed = needed(plan, &options.targets)?;
+    match options.force.iter().find(|name| !plan.nodes.iter().any(|node| is_called(node, name))) {
+        Some(name) => Err(super::resolve::no_such_stage(plan, name)),
+        None => Ok(needed),
+    }
+}
+
 /// Brings the targets of `plan` up to date. `stops` counts the requests to stop: at the first, running stages save
 /// their checkpoints and end; at the second they are killed.
 ///
@@ -175,14 +201,7 @@ pub fn run(
     stops: Arc<AtomicUsize>,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    // Fail before anything runs, not in the first worker.
-    options.device.check()?;
-    let needed = needed(plan, &options.targets)?;
-    for name in &options.force {
-        if !plan.nodes.iter().any(|node| is_called(node, name)) {
-            return Err(super::resolve::no_such_stage(plan, name));
-        }
-    }
+    let needed = check(plan, options)?;
     let n = plan.nodes.len();
     let mut below = vec![Vec::new(); n];
     let mut missing = Vec::with_capacity(n);

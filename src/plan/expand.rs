@@ -99,7 +99,13 @@ pub(super) fn expand(pipeline: &Pipeline, mut stages: Stages, order: &[usize]) -
         self::node(&made[node], pipeline, (resolved, examined?), &points, inputs)
     });
     let nodes = nodes.collect();
-    Plan { identity: pipeline.identity.clone(), nodes }
+    Plan {
+        identity: pipeline.identity.clone(),
+        seed: pipeline.seed,
+        matrix: pipeline.matrix.clone(),
+        tracking: pipeline.tracking.clone(),
+        nodes,
+    }
 }
 
 fn draws(resolved: &Resolved) -> bool {

@@ -15,6 +15,7 @@ pub mod shape;
 
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Span};
 use crate::config::matrix::Axis;
+use crate::config::tracking::Tracking;
 use crate::config::{self, Draft, Identity, Options, Pipeline, StageDecl};
 use crate::error::Result;
 use crate::stage::{Entry, Resources};
@@ -28,6 +29,12 @@ use std::path::{Path, PathBuf};
 pub struct Plan {
     /// Whose plan it is.
     pub identity: Identity,
+    /// The seed of stages that have none of their own, where the matrix has no key `seed`.
+    pub seed: u64,
+    /// The axes of the matrix.
+    pub matrix: Vec<Axis>,
+    /// Where runs are told to.
+    pub tracking: Tracking,
     /// The nodes, every node after the nodes it reads from; ties broken by the order in the file. The position is the id.
     pub nodes: Vec<Node>,
 }

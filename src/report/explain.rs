@@ -242,6 +242,12 @@ pub fn origin(record: &Record) -> String {
 
 /// A Unix time as `2026-11-21 10:04 UTC`.
 fn when(seconds: u64) -> String {
+    let [year, month, day, hour, minute, _] = civil(seconds);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
+}
+
+/// A Unix time as year, month, day, hour, minute and second in UTC.
+pub fn civil(seconds: u64) -> [u64; 6] {
     let days = (seconds / 86_400) as i64;
     // Civil from days (Hinnant): the era starts on 1 March 0000.
     let shifted = days + 719_468;
@@ -254,7 +260,7 @@ fn when(seconds: u64) -> String {
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     let (hour, minute) = (seconds % 86_400 / 3600, seconds % 3600 / 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
+    [year as u64, month as u64, day as u64, hour, minute, seconds % 60]
 }
 
 #[cfg(test)]

@@ -42,6 +42,10 @@ impl<'a> JsonLines<'a> {
 }
 
 impl Observer for JsonLines<'_> {
+    fn notice(&mut self, message: &str) {
+        self.write(None, json!({ "event": "warning", "message": message }));
+    }
+
     fn event(&mut self, node: usize, event: &RunEvent) {
         let object = match event {
             RunEvent::Cached { key, hit } => {

@@ -157,6 +157,10 @@ impl<'a> Terminal<'a> {
 }
 
 impl Observer for Terminal<'_> {
+    fn notice(&mut self, message: &str) {
+        self.say(&format!("{} {message}", self.style.yellow("     Warning")));
+    }
+
     fn event(&mut self, node: usize, event: &RunEvent) {
         match event {
             RunEvent::Cached { key, hit } => {

@@ -17,4 +17,5 @@ mod nn;
 mod pipelines;
 mod runs;
 mod store_faults;
+mod tracking;
 mod train;

@@ -129,6 +129,7 @@ impl Stage for Echo {
             done += 1;
             cx.checkpoint.save(&done.to_le_bytes())?;
             cx.progress(done, params.steps, "steps", "");
+            cx.metrics("loop", "step", done, [("share_done".to_string(), done as f64 / params.steps as f64)]);
         }
         match params.end {
             End::Well => {}

@@ -163,6 +163,8 @@ impl Fit<'_> {
         if let Some(bytes) = cx.checkpoint.load() {
             // A checkpoint of another build costs the time since the start, nothing else.
             self.restore(&bytes, network, hooks, &mut now);
+            // Who follows this run was not told by the one that was interrupted.
+            now.history.rows.iter().for_each(|row| self.tell_epoch(row));
         }
 
         let (order, augment, noise) = (cx.rng("order"), cx.rng("augment"), cx.rng("noise"));
@@ -215,6 +217,7 @@ impl Fit<'_> {
                 other => other?,
             };
             now.schedule.end_epoch(verdict.watched);
+            self.tell_epoch(&row);
             now.history.rows.push(row);
             self.tell(&now, n_steps, ((epoch + 1) * n_steps) as u64);
             told = Instant::now();
@@ -266,6 +269,14 @@ impl Fit<'_> {
         let headline =
             format!("epoch {}/{epochs}  loss {:.3}  train {:.1} %", now.at.epoch + 1, tally.loss(), tally.accuracy());
         self.cx.progress(done, (epochs * n_steps) as u64, "steps", headline);
+        // Means over the epoch so far.
+        let means = [("loss".to_string(), tally.loss()), ("accuracy".to_string(), tally.accuracy())];
+        self.cx.metrics("train", "step", done, means);
+    }
+
+    /// The numbers of an epoch, before the table has them.
+    fn tell_epoch(&self, row: &Row) {
+        self.cx.metrics("history", "epoch", row.epoch as u64, row.values());
     }
 
     fn save(&self, network: &Network, hooks: &dyn Hooks, now: &Progress) -> Result<()> {

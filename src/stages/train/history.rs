@@ -124,6 +124,28 @@ pub struct Row {
 }
 
 impl Row {
+    /// What was measured, by the names of the table's columns; all of them but `epoch`.
+    pub fn values(&self) -> Vec<(String, f64)> {
+        let named = |name: &str, value: Option<f64>| value.map(|value| (name.to_string(), value));
+        let roles = ["loss_clean", "loss_backdoor", "loss_cover"].iter().zip(self.loss_by_role);
+        let classes = self.loss_by_class.iter().enumerate();
+        [
+            named("learning_rate", Some(self.learning_rate)),
+            named("loss", Some(self.loss)),
+            named("accuracy", Some(self.accuracy)),
+            named("clean_accuracy", self.clean_accuracy),
+            named("attack_success", self.attack_success),
+            named("attack_success_all", self.attack_success_all),
+            named("validation_loss", self.validation_loss),
+            named("validation_accuracy", self.validation_accuracy),
+        ]
+        .into_iter()
+        .chain(roles.map(|(name, value)| named(name, value)))
+        .chain(classes.map(|(class, value)| named(&format!("loss_class_{class}"), *value)))
+        .flatten()
+        .collect()
+    }
+
     fn save(&self, out: &mut Writer) {
         // NaN stands for nothing measured: a training whose loss is NaN ends with an error, not with a row.
         let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
@@ -258,6 +280,25 @@ mod tests {
         assert_eq!(Tally::restore(&mut reader, 2), Some(tally));
         assert_eq!(History::restore(&mut reader), Some(history));
         assert!(reader.is_empty());
+    }
+
+    #[test]
+    fn a_row_names_its_values_as_the_table_does() {
+        let mut tally = Tally::new(2);
+        tally.add(1.5, 1, Role::Backdoor, 1);
+        let row = Row { clean_accuracy: Some(90.0), validation_loss: Some(0.5), ..tally.row(7, 0.1) };
+        let table = History { rows: vec![row.clone()] }.table(&["cat".into(), "dog".into()]);
+        let mut of_table: Vec<(String, f64)> = table
+            .columns
+            .iter()
+            .zip(&table.rows[0])
+            .filter_map(|(column, cell)| Some((column.name.clone(), cell.number()?)))
+            .filter(|(name, _)| name != "epoch")
+            .collect();
+        let mut of_row = row.values();
+        of_table.sort_by(|a, b| a.0.cmp(&b.0));
+        of_row.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(of_row, of_table);
     }
 
     #[test]
