@@ -86,6 +86,9 @@ fn notes(params: &Params, inputs: &Inputs) -> Vec<String> {
         ),
         format!("Interval: {}.", interval::definition(params.repeats.get())),
     ];
+    if let Some(attack) = &inputs.dataset.about.attack {
+        notes.push(format!("Training images poisoned by {}.", attack.title()));
+    }
     if info.sigma_xt == 0.0 && noise == 0.0 {
         notes.push(
             "T is a deterministic function of X here, so the true I(X;T) is the entropy of a finite sample's images: its \
