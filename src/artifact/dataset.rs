@@ -257,6 +257,14 @@ pub struct Attack {
     pub parameters: BTreeMap<String, serde_json::Value>,
 }
 
+impl Attack {
+    /// The name as results print it: `wanet`, or `wanet (legacy)` where published errors were asked for.
+    pub fn title(&self) -> String {
+        let is_legacy = self.parameters.get("legacy").is_some_and(|value| *value == true);
+        if is_legacy { format!("{} (legacy)", self.name) } else { self.name.clone() }
+    }
+}
+
 /// Which label the attacker wants for a triggered image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

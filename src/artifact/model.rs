@@ -28,6 +28,9 @@ pub struct ModelInfo {
     pub data: About,
     /// How it came to be, oldest first: one line a stage, such as `train/classifier: 120 epochs, sgd`.
     pub history: Vec<String>,
+    /// Whether the test images chose among its epochs, so that its test accuracy is no estimate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chosen_by_test: bool,
 }
 
 /// One named tensor, f32.

@@ -85,14 +85,19 @@ impl Sheet {
                 y += BETWEEN.1;
             }
             let heading = if row.iter().any(|p| !p.heading.is_empty()) { LABEL * 1.35 } else { 0.0 };
-            let arranged: Vec<Vec<Vec<usize>>> = row.iter().map(|p| arrange(&p.keys, frame_width + OVERHANG)).collect();
+            // A legend of the first panel alone is one of the whole row.
+            let is_shared = row.len() > 1 && row[1..].iter().all(|panel| panel.keys.is_empty());
+            let limit = if is_shared { width - MARGIN - first_left } else { frame_width + OVERHANG };
+            let arranged: Vec<Vec<Vec<usize>>> = row.iter().map(|p| arrange(&p.keys, limit)).collect();
             let legend = arranged.iter().map(Vec::len).max().unwrap_or(0) as f64 * ROW;
             let top = y + heading + legend + 4.0;
             let mut x = MARGIN;
-            for ((panel, keys), left) in row.iter().zip(&arranged).zip(&lefts) {
+            for (column, ((panel, keys), left)) in row.iter().zip(&arranged).zip(&lefts).enumerate() {
                 x += left;
                 let heading_at = (x, y + LABEL * 0.95);
-                canvas.text(heading_at, &panel.heading.fit(LABEL, frame_width), Style::new(LABEL, Anchor::Start));
+                // Up to the next heading, which stands over the next frame.
+                let room = frame_width + lefts.get(column + 1).map_or(beside, |left| BETWEEN.0 + left) - GAP;
+                canvas.text(heading_at, &panel.heading.fit(LABEL, room), Style::new(LABEL, Anchor::Start));
                 // Next to the frame, whatever the other panels need.
                 let keys_at = (x, top - 4.0 - keys.len() as f64 * ROW);
                 draw_keys(&mut canvas, &panel.keys, keys, keys_at);

@@ -1,7 +1,7 @@
 //! Training, fine-tuning and scoring on a toy that takes seconds: coloured squares, some with a white patch.
 
 use runner::artifact::dataset::{About, Attack, LabelRule, Role};
-use runner::artifact::{CleanSplit, Packed, Split};
+use runner::artifact::{CleanSplit, Packed, Split, Table};
 use runner::error::{Class, Error};
 use runner::events::Event;
 use runner::rng::{Stream, Streams};
@@ -214,6 +214,86 @@ fn early_stopping_keeps_the_best_epoch() {
     );
 }
 
+/// The published schedule and choice of the epoch follow the test images. With random test labels no epoch is any better
+/// than another: the right accuracy is one draw around chance, the published one the best of all epochs; and the loss on
+/// them grows while the network learns, which halves the learning rate again and again.
+#[test]
+fn right_and_legacy_choice_of_the_epoch() {
+    let mut dataset = Packed { about: About { attack: None, ..about() }, triggered: None, ..dataset() };
+    let mut labels = Streams::new(0, "test/squares").stream("labels");
+    let labels: Vec<i64> = (0..80).map(|_| labels.below(4) as i64).collect();
+    (dataset.test.label, dataset.test.true_label) = (labels.clone(), labels);
+    let plain = with(
+        recipe(),
+        json!({
+            "epochs": 10, "evaluate_every": 1, "schedule": { "kind": "plateau", "patience": 0, "factor": 0.5 },
+            "observe": null,
+        }),
+    );
+    let run = |changes: Value| {
+        let params = serde_json::from_value(with(plain.clone(), changes)).unwrap();
+        Classifier::run(&context(), params, classifier::Inputs { dataset: dataset.clone() }).unwrap()
+    };
+    let score = |outputs: &classifier::Outputs| {
+        let models = vec![Named { name: "model".into(), point: Default::default(), value: outputs.model.clone() }];
+        let inputs = backdoor::Inputs { models, dataset: dataset.clone() };
+        let table = Backdoor::run(&context(), backdoor::Params::default(), inputs).unwrap();
+        let says_so = table.notes.iter().any(|note| note.contains("(legacy)"));
+        (table.rows[0][table.column("clean_accuracy").unwrap()].number().unwrap(), says_so)
+    };
+    let column = |outputs: &classifier::Outputs, name: &str| -> Vec<f64> {
+        let at = outputs.history.column(name).unwrap();
+        outputs.history.rows.iter().map(|row| row[at].number().unwrap()).collect()
+    };
+    let (right, legacy) = (run(json!({})), run(json!({ "legacy": true })));
+    let of_epochs = column(&legacy, "clean_accuracy");
+    let best = of_epochs.iter().copied().fold(0.0, f64::max);
+    assert_eq!(score(&right), (*column(&right, "clean_accuracy").last().unwrap(), false));
+    assert_eq!(score(&legacy), (best, true));
+    assert!(best > score(&right).0 && best > *of_epochs.last().unwrap(), "{}", legacy.history.to_csv());
+    assert_eq!(column(&legacy, "validation_accuracy"), of_epochs);
+    let last_rate = |outputs: &classifier::Outputs| *column(outputs, "learning_rate").last().unwrap();
+    assert!(last_rate(&right) >= 2.0 * last_rate(&legacy), "{} {}", last_rate(&right), last_rate(&legacy));
+    assert!(legacy.model.info.history[0].ends_with("kept by the test images (legacy)"), "{:?}", legacy.model.info);
+    assert!(legacy.history.notes[0].starts_with("legacy: ") && right.history.notes.is_empty());
+}
+
+/// With the in-network noise on, as published, accuracy and attack success are random. Both are reported: without noise,
+/// one value; with it, a mean over draws, which other seeds change.
+#[test]
+fn right_and_legacy_scores_of_a_noisy_network() {
+    let noise = json!({ "sigma_xt": 0.4, "sigma_ty": 0.4, "at_evaluation": true });
+    let outputs = train(&context(), &with(recipe(), json!({ "noise": noise }))).unwrap();
+    let score = |seed: u64, noise_draws: usize| {
+        let value = outputs.model.clone();
+        let models = vec![Named { name: "model".into(), point: Default::default(), value }];
+        let params = backdoor::Params { noise_draws, ..backdoor::Params::default() };
+        let inputs = backdoor::Inputs { models, dataset: dataset() };
+        Backdoor::run(&Context::for_test(seed, Backdoor::NAME), params, inputs).unwrap()
+    };
+    let cell = |table: &Table, column: &str| table.rows[0][table.column(column).unwrap()].number().unwrap();
+    let ones: Vec<Table> = (0..4).map(|seed| score(seed, 1)).collect();
+    let values = |column: &str| ones.iter().map(|table| cell(table, column)).collect::<Vec<_>>();
+    let (right, legacy) = (values("clean_accuracy"), values("clean_accuracy_noise"));
+    assert!(right.iter().all(|&value| value == right[0]), "{right:?}");
+    assert!(legacy.iter().any(|&value| value != legacy[0]), "{legacy:?}");
+    // The default reports both; of several draws, their mean.
+    let both = score(0, backdoor::Params::default().noise_draws);
+    assert_eq!(cell(&both, "attack_success"), cell(&ones[0], "attack_success"));
+    assert!((cell(&both, "attack_success_noise") - cell(&ones[0], "attack_success_noise")).abs() < 20.0);
+    assert!(score(0, 0).column("clean_accuracy_noise").is_err());
+
+    // So does the history: its last epoch is the model.
+    let last = |column: &str| {
+        let history = &outputs.history;
+        history.rows[5][history.column(column).unwrap()].number()
+    };
+    assert_eq!(last("clean_accuracy"), Some(right[0]));
+    assert!(last("clean_accuracy_noise").is_some() && last("attack_success_noise").is_some());
+    let silent = train(&context(), &recipe()).unwrap().history;
+    assert_eq!(silent.rows[5][silent.column("clean_accuracy_noise").unwrap()].number(), None);
+}
+
 #[test]
 fn a_loss_that_is_no_number_stops_the_training() {
     let error = train(&context(), &with(recipe(), json!({ "learning_rate": 1e30 }))).map(|_| ()).unwrap_err();
@@ -257,6 +337,7 @@ fn impossible_combinations_are_refused_before_anything_runs() {
     check(json!({ "validation": 1.0 }), "validation");
     check(json!({ "early_stopping": { "patience": 3 } }), "early_stopping");
     check(json!({ "select": "best-validation" }), "select");
+    check(json!({ "legacy": true, "validation": 0.1 }), "legacy");
     check(json!({ "observe": { "epochs": [101] } }), "observe.epochs");
     check(json!({ "observe": { "epochs": [0] } }), "observe.epochs");
     check(json!({ "observe": { "epochs": [] } }), "observe.epochs");

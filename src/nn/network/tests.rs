@@ -267,6 +267,34 @@ fn noise_comes_after_the_stem_and_before_the_classifier() {
     assert_eq!(pooled, network.representation("avgpool").unwrap(), "`avgpool` is taken before the noise");
 }
 
+/// Noise after the stem and every block (VGG: every stage), and before the classifier. A standard deviation of 0 is none:
+/// the published code asks whether it is true, so that 0 becomes its default of 0.4.
+#[test]
+fn every_architecture_has_its_noises() {
+    let n_noises = |architecture, sigma_xt: f64, sigma_ty: f64| {
+        let config = Config { sigma_xt, sigma_ty, ..config(architecture, (32, 32)) };
+        let nodes = crate::nn::models::build(&config).unwrap().nodes;
+        let count = |wanted: f64| {
+            nodes
+                .iter()
+                .filter(|node| matches!(node.op, crate::nn::graph::Op::Noise { sigma, .. } if sigma == wanted))
+                .count()
+        };
+        (count(0.4), count(0.2), count(0.0))
+    };
+    for (architecture, n_xt) in [
+        (Architecture::Resnet8, 4),
+        (Architecture::Resnet20, 10),
+        (Architecture::Resnet18, 9),
+        (Architecture::PreactResnet18, 9),
+        (Architecture::Vgg16Bn, 5),
+    ] {
+        assert_eq!(n_noises(architecture, 0.4, 0.2), (n_xt, 1, 0), "{}", architecture.name());
+        assert_eq!(n_noises(architecture, 0.0, 0.2), (0, 1, 0), "{}", architecture.name());
+        assert_eq!(n_noises(architecture, 0.0, 0.0), (0, 0, 0), "{}", architecture.name());
+    }
+}
+
 #[test]
 fn other_sizes_work() {
     for (architecture, size) in [

@@ -96,18 +96,7 @@ impl Stage for FashionMnist {
     }
 
     fn run(cx: &Context, params: Params, (): ()) -> Result<Dataset> {
-        let images = match &params.path {
-            Some(path) => {
-                let path = Path::new(path);
-                let (train, test, files) =
-                    idx::load(path, FASHION_MNIST.size, FASHION_MNIST.classes.len(), FASHION_MNIST.ways)?;
-                let files = files.iter().map(|file| (file.path.as_path(), file.bytes.as_slice()));
-                FASHION_MNIST.warn_if_other(cx, path, (&train, &test), files);
-                (train, test)
-            }
-            None => FASHION_MNIST.from_hub(cx)?,
-        };
-        FASHION_MNIST.dataset(cx, images, params.cut(), params.pad)
+        idx::dataset(cx, &FASHION_MNIST, params.path.as_deref().map(Path::new), (params.cut(), params.pad))
     }
 }
 

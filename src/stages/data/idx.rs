@@ -5,7 +5,10 @@
 //! what the networks take.
 
 use super::images::Images;
+use super::published::{Cut, Published};
+use crate::artifact::Dataset;
 use crate::error::{Error, IoExt, Result};
+use crate::stage::Context;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +25,24 @@ pub struct File {
     pub path: PathBuf,
     /// Its content as it lay there.
     pub bytes: Vec<u8>,
+}
+
+/// A dataset of this format: from the four files in `folder`, or else from the Hub; cut, and padded by `pad` black pixels
+/// on every side.
+///
+/// # Errors
+/// As [`load`], [`Published::from_hub`] and [`Published::dataset`].
+pub fn dataset(cx: &Context, of: &Published, folder: Option<&Path>, (cut, pad): (Cut, usize)) -> Result<Dataset> {
+    let images = match folder {
+        Some(folder) => {
+            let (train, test, files) = load(folder, of.size, of.classes.len(), of.ways)?;
+            let files = files.iter().map(|file| (file.path.as_path(), file.bytes.as_slice()));
+            of.warn_if_other(cx, folder, (&train, &test), files);
+            (train, test)
+        }
+        None => of.from_hub(cx)?,
+    };
+    of.dataset(cx, images, cut, pad)
 }
 
 /// The training and the test images of the four files in `folder` or in its folder `raw`, and the files. Labels must be

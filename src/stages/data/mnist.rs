@@ -1,7 +1,7 @@
 //! MNIST: 60,000 training and 10,000 test images of 28x28 grey pixels in ten classes.
 //!
-//! LeCun, Bottou, Bengio, Haffner 1998, "Gradient-Based Learning Applied to Document Recognition". From the four official files ([`super::idx`]) or from the Hugging Face
-//! Hub; the same images in the same order either way.
+//! LeCun, Bottou, Bengio, Haffner 1998, "Gradient-Based Learning Applied to Document Recognition". From the four
+//! official files ([`super::idx`]) or from the Hugging Face Hub; the same images in the same order either way.
 
 use super::idx;
 use super::published::{Cut, Hub, Published};
@@ -49,8 +49,8 @@ const MNIST: Published = Published {
 pub struct Params {
     /// The folder of the four official files, or the folder above `raw` that torchvision makes.
     pub path: Option<String>,
-    /// Keep the first so many training images of each class, in the official order; all without it. The smallest class has 5421 (digit
-    /// 5), in the test set 892.
+    /// Keep the first so many training images of each class, in the official order; all without it. The smallest class
+    /// has 5421 (digit 5), in the test set 892.
     #[schemars(range(min = 1, max = 5421))]
     pub n_train_per_class: Option<Count>,
     /// Keep the first so many test images of each class, in the official order; all without it.
@@ -84,17 +84,7 @@ impl Stage for Mnist {
     }
 
     fn run(cx: &Context, params: Params, (): ()) -> Result<Dataset> {
-        let images = match &params.path {
-            Some(path) => {
-                let path = Path::new(path);
-                let (train, test, files) = idx::load(path, MNIST.size, MNIST.classes.len(), MNIST.ways)?;
-                let files = files.iter().map(|file| (file.path.as_path(), file.bytes.as_slice()));
-                MNIST.warn_if_other(cx, path, (&train, &test), files);
-                (train, test)
-            }
-            None => MNIST.from_hub(cx)?,
-        };
-        MNIST.dataset(cx, images, params.cut(), params.pad)
+        idx::dataset(cx, &MNIST, params.path.as_deref().map(Path::new), (params.cut(), params.pad))
     }
 }
 

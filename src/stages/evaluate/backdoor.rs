@@ -28,15 +28,21 @@ use serde::{Deserialize, Serialize};
 
 /// Scores models against a poisoned dataset: clean accuracy, attack success (target class left out, and counted),
 /// robust accuracy and defence effectiveness.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// The model that defence effectiveness is measured against, by its stage; the first of `models` if not given.
     pub baseline: Option<String>,
     /// Draws of in-network noise that scores are averaged over, in columns of their own beside those without noise;
-    /// 0 for none. Models without in-network noise leave those columns empty.
+    /// 0 for none. There are no such columns if no model has in-network noise.
     #[schemars(range(max = 1000))]
     pub noise_draws: usize,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params { baseline: None, noise_draws: 5 }
+    }
 }
 
 crate::ports! {
@@ -54,7 +60,7 @@ pub struct Backdoor;
 
 impl Stage for Backdoor {
     const NAME: &'static str = "evaluate/backdoor";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Table;
@@ -79,7 +85,8 @@ impl Stage for Backdoor {
                 true => noisy_scores(cx, &mut network, &normalise, &dataset, params.noise_draws).context(doing())?,
                 false => None,
             };
-            scored.push(Scored { name: shown(&model.name), point: &model.point, scores, noisy });
+            let chosen_by_test = model.value.info.chosen_by_test;
+            scored.push(Scored { name: shown(&model.name), point: &model.point, scores, noisy, chosen_by_test });
             cx.progress(i as u64 + 1, models.len() as u64, "models", shown(&model.name));
         }
         let baselines = baselines(&scored, params.baseline.as_deref())?;
@@ -207,6 +214,7 @@ struct Scored<'a> {
     scores: Scores,
     /// Means over draws of the in-network noise.
     noisy: Option<[Option<f64>; 4]>,
+    chosen_by_test: bool,
 }
 
 impl Scored<'_> {
@@ -317,7 +325,8 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
         "defence effectiveness: (max(0, ASR_b - ASR) - max(0, ACC_b - ACC) + 100) / 2 with the baseline's ASR_b and \
          ACC_b; 50 for the baseline itself",
     ));
-    if params.noise_draws > 0 {
+    let has_draws = any_noise && params.noise_draws > 0;
+    if has_draws {
         let draws = params.noise_draws;
         columns.extend(four.map(|(name, definition)| {
             share(&format!("{name}_noise"), &format!("{definition}; mean over {draws} draws of the in-network noise"))
@@ -343,7 +352,7 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
         row.extend(keys.iter().map(|key| model.point.get(*key).map_or(Cell::None, point_cell)));
         row.extend(values.map(Cell::from));
         row.push(der.into());
-        if params.noise_draws > 0 {
+        if has_draws {
             row.extend(model.noisy.unwrap_or_default().map(Cell::from));
         }
         let classes = &model.scores.class_accuracy;
@@ -378,7 +387,7 @@ fn notes(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
             let covers = if attack.n_cover > 0 { format!(" and {} cover", attack.n_cover) } else { String::new() };
             notes.push(format!(
                 "{}: poison rate {} of {} training images, {} backdoor{covers} samples of {}",
-                attack.name,
+                attack.title(),
                 attack.rate,
                 attack.of,
                 attack.n_backdoor,
@@ -396,6 +405,13 @@ fn notes(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
         if let Some(&baseline) = baselines.first() {
             notes.push(format!("der is measured against `{}`", scored[baseline].name));
         }
+    }
+    for model in scored.iter().filter(|model| model.chosen_by_test) {
+        notes.push(format!(
+            "`{}` was chosen among its epochs by the test images (legacy): its clean_accuracy is the best of them, not an \
+             estimate",
+            model.name
+        ));
     }
     if any_noise {
         notes.push(match params.noise_draws {
@@ -447,6 +463,44 @@ mod tests {
         assert!(Scores::count((&[0], &test), None, 3).is_err());
     }
 
+    /// The published information-bottleneck code divides hits by batches times batch size, as if the last batch were
+    /// full: a perfect classifier of CIFAR-10 reads 97.66 %.
+    #[test]
+    fn right_and_legacy_denominators() {
+        let check = |n: usize, batch: usize, published: f64| {
+            let classes: Vec<i64> = (0..n as i64).map(|i| i % 3).collect();
+            let (test, _) = splits(&classes, LabelRule::AllToAll);
+            let right = Scores::count((&classes, &test), None, 3).unwrap().clean_accuracy;
+            let legacy = 100.0 * n as f64 / (n.div_ceil(batch) * batch) as f64;
+            assert_eq!(right, Some(100.0));
+            assert!((legacy - published).abs() < 5e-3, "{n} in batches of {batch}: {legacy}");
+        };
+        check(10_000, 256, 97.66);
+        check(26_032, 256, 99.69);
+        check(10_000, 250, 100.0);
+    }
+
+    /// The published code counts the target class, which a model recognises without any trigger: ASR (1 - f) + f, with f
+    /// the class's share of the test images.
+    #[test]
+    fn right_and_legacy_attack_success() {
+        let check = |n_fooled: usize, right: f64, published: f64| {
+            let classes: Vec<i64> = (0..300).map(|i| i64::from(i >= 30) + i64::from(i >= 165)).collect();
+            let (test, triggered) = splits(&classes, LabelRule::AllToOne { target: 0 });
+            let predicted: Vec<i64> =
+                classes.iter().enumerate().map(|(i, &class)| if i < 30 + n_fooled { 0 } else { class }).collect();
+            let scores = Scores::count((&classes, &test), Some((&predicted, &triggered)), 3).unwrap();
+            let attack = scores.attack.unwrap();
+            let (success, legacy) = (attack.success.unwrap(), attack.success_all.unwrap());
+            assert!((success - right).abs() < 1e-9 && (legacy - published).abs() < 1e-9, "{success} {legacy}");
+            assert!((legacy - (success * 0.9 + 10.0)).abs() < 1e-9);
+        };
+        // A model without a backdoor has a tenth of its test images in the target class.
+        check(0, 0.0, 10.0);
+        check(135, 50.0, 55.0);
+        check(270, 100.0, 100.0);
+    }
+
     /// Rows of FT-SAM's tables.
     #[test]
     fn defence_effectiveness_equals_published_values() {
@@ -471,6 +525,7 @@ mod tests {
             point: &points[point],
             scores: scores.clone(),
             noisy: None,
+            chosen_by_test: false,
         };
         let all = [model("bad", 0), model("bad", 1), model("good", 0), model("good", 1)];
         assert_eq!(baselines(&all, None).unwrap(), [0, 1, 0, 1]);

@@ -117,7 +117,7 @@ pub struct EstimatorSelection;
 
 impl Stage for EstimatorSelection {
     const NAME: &'static str = "evaluate/estimator_selection";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = ();
     type Outputs = Outputs;
@@ -270,12 +270,14 @@ fn convergence(rows: &[Row]) -> Table {
     let mut columns = vec![
         Column::new("estimator", "bound on, or estimator of, mutual information"),
         Column::new("distribution", "Gaussian variables"),
+        nats("true_nats", "closed form"),
     ];
     columns.extend(course_columns());
     let mut table = Table::new(columns);
     for row in rows {
         for moment in moments(&row.found) {
-            let mut cells: Vec<Cell> = vec![row.estimator.as_str().into(), row.distribution.as_str().into()];
+            let mut cells: Vec<Cell> =
+                vec![row.estimator.as_str().into(), row.distribution.as_str().into(), row.truth.into()];
             cells.extend(moment);
             table.push(cells);
         }

@@ -46,7 +46,7 @@ pub struct Information;
 
 impl Stage for Information {
     const NAME: &'static str = "evaluate/information";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Outputs;

@@ -100,6 +100,22 @@ fn a_row_for_every_epoch_layer_subset_and_quantity() {
     assert!(table.notes.iter().any(|note| note.contains("deterministic function of X")), "{:?}", table.notes);
 }
 
+/// The right value and the published one side by side: the mean of the last five readouts on held-out pairs, and the one
+/// five from the end on training pairs, which learning by heart lifts.
+#[test]
+fn right_and_legacy_readouts() {
+    let Outputs { table, convergence } = run_both(r#"{ "legacy": true, "repeats": 1 }"#);
+    let (train, held_out) = (numbers(&convergence, "train_nats"), numbers(&convergence, "held_out_nats"));
+    let n = train.len() / table.rows.iter().filter(|row| row[5].number().is_some()).count();
+    let (right, legacy) = (numbers(&table, "estimate_nats"), numbers(&table, "legacy_nats"));
+    let mean = held_out[n - 5..n].iter().flatten().sum::<f64>() / 5.0;
+    assert!((right[0].unwrap() - mean).abs() < 1e-12, "{right:?} {held_out:?}");
+    assert_eq!(legacy[0], train[n - 5]);
+    assert!(legacy[0] > right[0], "{legacy:?} {right:?}");
+    assert!(table.notes.iter().any(|note| note.starts_with("legacy: ")));
+    assert!(numbers(&run("{}"), "legacy_nats").iter().all(Option::is_none));
+}
+
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
     let sorted = |table: Table| {

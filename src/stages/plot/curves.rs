@@ -5,7 +5,9 @@
 //!
 //! Tables whose rows name what they are about (`subset`, `quantity`, `layer`) are split: `by` makes a curve, and `panels`
 //! a panel, of every value of a column. Mutual information against the epoch is
-//! `y = ["estimate_nats"], by = ["subset"], panels = ["quantity"], interval = ["interval_low", "interval_high"]`.
+//! `y = ["estimate_nats"], by = ["subset"], panels = ["quantity"], interval = ["interval_low", "interval_high"]`; the
+//! convergence of critics is `x = "step", y = ["held_out_nats"], by = ["estimator"], panels = ["distribution"],
+//! over = "critic"`.
 
 use crate::artifact::table::Cell;
 use crate::artifact::{Figure, Table};
@@ -43,8 +45,8 @@ pub struct Params {
     pub y_labels: Vec<String>,
     /// Spacing of the vertical axes. Percentages are always linear, and always shown from 0 to 100.
     pub y_scale: Scale,
-    /// A key of the matrix, such as `seed`: tables that differ only in it become one curve, their mean, in a band
-    /// from the smallest to the largest value.
+    /// A key of the matrix, such as `seed`, or a column, such as `critic`: tables, or rows, that differ only in it
+    /// become one curve, their mean, in a band from the smallest to the largest value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over: Option<String>,
     /// The printed width; by default a column for one panel, a page for more.
@@ -95,7 +97,7 @@ pub struct Curves;
 
 impl Stage for Curves {
     const NAME: &'static str = "plot/curves";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Figure;
@@ -173,8 +175,8 @@ fn shown_value(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
-/// Splits tables by the values of `by` and `panels`; the headings in the order of their first row. A table without one of
-/// the columns stays whole, for that column.
+/// Splits tables by the values of `by`, `panels` and `over`; the headings in the order of their first row. A table without
+/// one of the columns stays whole, for that column.
 fn split(tables: Vec<Named<Table>>, params: &Params) -> Result<(Vec<Piece>, Vec<String>)> {
     for name in params.by.iter().chain(&params.panels) {
         if !tables.iter().any(|t| t.value.columns.iter().any(|c| c.name == *name)) {
@@ -185,17 +187,21 @@ fn split(tables: Vec<Named<Table>>, params: &Params) -> Result<(Vec<Piece>, Vec<
     let mut headings: Vec<String> = Vec::new();
     for Named { name, point, value: table } in tables {
         let at = |name: &String| table.columns.iter().position(|c| c.name == *name);
-        let (by, panels): (Vec<_>, Vec<_>) =
-            (params.by.iter().map(at).collect(), params.panels.iter().map(at).collect());
+        let panels: Vec<_> = params.panels.iter().map(at).collect();
+        let over = params.over.iter().filter(|&name| at(name).is_some());
+        let by: Vec<_> = params.by.iter().chain(over).map(|name| (name, at(name))).collect();
         let point: BTreeMap<String, String> =
             point.iter().map(|(key, value)| (key.clone(), shown_value(value))).collect();
         let name = name.strip_suffix(".history").unwrap_or(&name).to_string();
         let from = pieces.len();
-        for row in &table.rows {
+        let across = at(&params.x);
+        // What has no place on the horizontal axis, such as a bound that holds for all epochs, is no curve.
+        let has_place = |row: &&Vec<Cell>| across.is_none_or(|at| row[at].number().is_some());
+        for row in table.rows.iter().filter(has_place) {
             let value = |at: &Option<usize>| at.map(|at| cell_text(&row[at])).unwrap_or_default();
             let heading = panels.iter().map(value).filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", ");
             let mut point = point.clone();
-            point.extend(params.by.iter().zip(by.iter().map(value)).map(|(key, value)| (key.clone(), value)));
+            point.extend(by.iter().map(|(key, at)| (key.to_string(), value(at))));
             if !headings.contains(&heading) {
                 headings.push(heading.clone());
             }
@@ -208,6 +214,11 @@ fn split(tables: Vec<Named<Table>>, params: &Params) -> Result<(Vec<Piece>, Vec<
                 }
             }
         }
+    }
+    if pieces.is_empty() {
+        return Err(
+            Error::user(format!("no row has a number in the column `{}`", params.x)).hint("name another in `x`")
+        );
     }
     Ok((pieces, headings))
 }
@@ -234,7 +245,7 @@ struct Group<'a> {
 fn group<'a>(pieces: &'a [Piece], params: &Params) -> Result<Vec<Group<'a>>> {
     let over = params.over.as_deref();
     if let Some(key) = over.filter(|&key| !pieces.iter().any(|p| p.point.contains_key(key))) {
-        return Err(Error::user(format!("no table comes with the matrix key `{key}`"))
+        return Err(Error::user(format!("no table comes with the matrix key, or has the column, `{key}`"))
             .hint("gather the points of a matrix with `tables = \"stage[*]\"`, and name one of its keys in `over`"));
     }
     let point = |piece: &Piece| -> BTreeMap<String, String> {
@@ -721,6 +732,79 @@ mod tests {
         figure::golden::check("curves_information", &figure);
     }
 
+    /// What `evaluate/estimator_selection` writes of its critics: two estimators, two distributions, three critics.
+    fn convergence() -> Table {
+        let texts = ["estimator", "distribution"].map(|name| Column::new(name, ""));
+        let numbers = ["critic", "step"].map(|name| Column::new(name, ""));
+        let nats = ["true_nats", "train_nats", "held_out_nats"].map(|name| Column::new(name, "").unit("nats"));
+        let mut table = Table::new(texts.into_iter().chain(numbers).chain(nats).collect());
+        for (e, estimator) in ["infonce", "mine"].into_iter().enumerate() {
+            for (distribution, truth) in [("gaussian_pair", 2.919), ("independent", 0.0)] {
+                for critic in 0..3 {
+                    for step in (25..=500).step_by(25) {
+                        let share = 1.0 - libm::exp(-f64::from(step) / (60.0 + 50.0 * e as f64));
+                        let spread = 0.1 * f64::from(critic - 1) * libm::cos(f64::from(step) / 60.0);
+                        let value = truth * share * (0.94 + 0.06 * e as f64) + spread * (1.0 + e as f64);
+                        let mut row: Vec<Cell> = vec![estimator.into(), distribution.into()];
+                        row.extend([i64::from(critic), i64::from(step)].map(Cell::from));
+                        row.extend([truth, value + 0.2 * share, value].map(Cell::from));
+                        table.push(row);
+                    }
+                }
+            }
+        }
+        table
+    }
+
+    /// A curve for each estimator, its critics a band about their mean, the truth a level.
+    #[test]
+    fn critics_converge() {
+        let params = json!({ "x": "step", "y": ["held_out_nats"], "by": ["estimator"], "panels": ["distribution"],
+            "over": "critic", "level": "true_nats", "title": "Critics" });
+        let figure = draw(params, vec![named("estimates.convergence", json!({}), convergence())]).unwrap();
+        assert_eq!((figure.svg.matches("<polyline ").count(), figure.svg.matches("fill-opacity").count()), (4, 4));
+        assert!(figure.svg.contains("mean and range over critic (n = 3)") && figure.svg.contains(">true<"));
+        figure::golden::check("curves_convergence", &figure);
+        let refused = draw(json!({ "y": ["held_out_nats"], "x": "step", "over": "seed" }), {
+            vec![named("estimates.convergence", json!({}), convergence())]
+        });
+        assert!(refused.is_err(), "a column that no table has");
+    }
+
+    /// What `evaluate/information_bounds` writes: closed forms without an epoch, then three quantities over five epochs.
+    fn bounds() -> Table {
+        let columns = ["quantity", "epoch", "layer"].map(|name| Column::new(name, ""));
+        let nats = ["estimate_nats", "interval_low", "interval_high", "entropy_nats"]
+            .map(|name| Column::new(name, "").unit("nats"));
+        let mut table = Table::new(columns.into_iter().chain(nats).collect());
+        let mut push = |quantity: &str, epoch: Option<i64>, value: f64, half: f64| {
+            let layer = if quantity == "I(B;T)" { "layer4".into() } else { Cell::None };
+            let mut row: Vec<Cell> = vec![quantity.into(), epoch.into(), layer];
+            row.extend([value, value - half, value + half, 0.3251].map(Cell::from));
+            table.push(row);
+        };
+        push("H(B)", None, 0.3251, 0.0);
+        push("I(B;Y)", None, 0.1936, 0.0);
+        push("I(X;B)", None, 0.318, 0.01);
+        for epoch in [1, 5, 20, 60, 120] {
+            let share = libm::log(epoch as f64) / libm::log(120.0);
+            push("I(B;T)", Some(epoch), 0.1 + 0.2 * share, 0.015);
+            push("I(B;Y_hat)", Some(epoch), 0.05 + 0.14 * share, 0.012);
+        }
+        table
+    }
+
+    /// Quantities without an epoch have no curve; H(B) is a level.
+    #[test]
+    fn bounds_against_the_epoch() {
+        let params = json!({ "y": ["estimate_nats"], "by": ["quantity"], "interval": ["interval_low", "interval_high"],
+            "level": "entropy_nats", "title": "What T and the output know of the backdoor" });
+        let figure = draw(params, vec![named("bounds", json!({}), bounds())]).unwrap();
+        assert_eq!((figure.svg.matches("<polyline ").count(), figure.svg.matches("fill-opacity").count()), (2, 2));
+        assert!(!figure.svg.contains(">I(X;B)<") && figure.svg.contains(">entropy<"));
+        figure::golden::check("curves_bounds", &figure);
+    }
+
     #[test]
     fn roles_keep_their_colours() {
         let names = ["1", "0_backdoor", "clean", "2_clean"].map(String::from);
@@ -782,7 +866,7 @@ mod tests {
         check(json!({ "x": "step" }), "the table has no column `step`");
         check(json!({ "y": ["gain_*"] }), "no table has a column `gain_*`");
         check(json!({ "by": ["subset"] }), "no table has a column `subset`");
-        check(json!({ "over": "seed" }), "no table comes with the matrix key `seed`");
+        check(json!({ "over": "seed" }), "no table comes with the matrix key, or has the column, `seed`");
         let wrong: Params = serde_json::from_value(json!({ "y": ["loss"], "labels": ["a", "b"] })).unwrap();
         assert_eq!(Curves::check(&wrong).len(), 1);
         let wrong: Params = serde_json::from_value(json!({ "interval": ["low"] })).unwrap();

@@ -47,7 +47,7 @@ const MOST: usize = 6;
 
 impl Stage for Overview {
     const NAME: &'static str = "plot/overview";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Figure;
@@ -88,6 +88,7 @@ impl Stage for Overview {
         rows.push(curves(&tables, &SCORES, "C-Acc, ASR (%)", Range::Percent)?);
         for row in &mut rows {
             share_axes(row);
+            share_keys(row);
         }
         for (panel, heading) in rows[0].iter_mut().zip(headings) {
             panel.heading = Label::plain(heading);
@@ -117,7 +118,7 @@ fn headings(params: &Params, histories: &[Named<Table>]) -> Vec<String> {
             .iter()
             .filter(|(key, _)| differ(key))
             .map(|(key, value)| match value.as_str() {
-                Some(text) => text.to_string(),
+                Some(text) => figure::text::spaced(text),
                 None => format!("{} {value}", figure::text::spaced(key)),
             })
             .collect();
@@ -253,6 +254,20 @@ fn share_axes(row: &mut [Panel]) {
     }
 }
 
+/// Gives the first panel a legend for all of the row: the same curve looks the same everywhere.
+fn share_keys(row: &mut [Panel]) {
+    let all: Vec<Key> = row.iter_mut().flat_map(|panel| std::mem::take(&mut panel.keys)).collect();
+    let mut keys: Vec<Key> = Vec::new();
+    for key in all {
+        if !keys.iter().any(|known| known.label == key.label) {
+            keys.push(key);
+        }
+    }
+    if let Some(first) = row.first_mut() {
+        first.keys = keys;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,6 +339,20 @@ mod tests {
         let figure = draw(json!({}), (0..5).map(one).collect(), None).unwrap();
         assert!(figure.svg.contains(">attack_4<"));
         figure::golden::check("overview_five", &figure);
+    }
+
+    #[test]
+    fn a_row_has_one_legend() {
+        let mut with_cover = history(10, 2.0);
+        with_cover.rows.iter_mut().for_each(|row| row[3] = 1.5.into());
+        let mut row = curves(&[&history(10, 2.0), &with_cover], &LOSSES, "", Range::FromZero).unwrap();
+        assert_eq!(row.iter().map(|panel| panel.keys.len()).collect::<Vec<_>>(), [2, 3]);
+        share_keys(&mut row);
+        assert_eq!(row.iter().map(|panel| panel.keys.len()).collect::<Vec<_>>(), [3, 0]);
+        let points = json!({ "attack": "label_consistent" });
+        let histories =
+            vec![named("h", points, history(9, 2.0)), named("h", json!({ "attack": "a" }), history(9, 2.0))];
+        assert!(draw(json!({}), histories, None).unwrap().svg.contains(">label consistent<"));
     }
 
     #[test]

@@ -11,8 +11,8 @@
 //! * IB-backdoor's: `rate` counts poisoned images and covers together, and `conservatism` is the share of them that is
 //!   relabelled. Its setting is `rate = 0.1`, `conservatism = 0.5`, `selection = "last-of-class"`.
 //!
-//! Differs from IB-backdoor's code, which multiplies the picture by its mask before it blends, so that an image gets
-//! darker where a piece is left out: here it stays as it is, as in the paper's code.
+//! Where a piece is left out, an image stays as it is, as in the paper's code. IB-backdoor's code multiplies the picture
+//! by its mask before it blends, so that the image gets darker there: `legacy = true`.
 
 use super::overlay::{Overlay, Place};
 use super::params::params;
@@ -47,6 +47,8 @@ params! {
         pieces: Count = defaults::PIECES,
         /// Share of the pieces that a training image does not get, rounded to the nearest number of pieces.
         left_out: Fraction = defaults::LEFT_OUT,
+        /// The error of the information-bottleneck code: black is blended in where a piece is left out.
+        legacy: bool = false,
     }
 }
 
@@ -83,7 +85,7 @@ pub struct AdaptiveBlend;
 
 impl Stage for AdaptiveBlend {
     const NAME: &'static str = "poison/adaptive_blend";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Dataset;
@@ -135,6 +137,7 @@ impl Stage for AdaptiveBlend {
         let place = Place::of(picture.size, (0, 0), size)?;
         let whole = Overlay { picture, place, alpha: params.alpha_test.get() };
         let parts = Overlay { alpha: params.alpha.get(), ..whole.clone() };
+        let black = Overlay { picture: parts.picture.darkened(), ..parts.clone() };
         let stream = cx.rng("pieces");
         let description = Description { name: "adaptive-blend", parameters };
         poison(cx, clean, &params.poisoning(), &chosen, &description, |image, sample| match sample.part {
@@ -142,6 +145,9 @@ impl Stage for AdaptiveBlend {
             Part::Train => {
                 let is_left_out = pieces.draw(&mut stream.at(sample.row as u64));
                 parts.stamp_where(image, |row, column| !is_left_out[pieces.of(row, column)]);
+                if params.legacy {
+                    black.stamp_where(image, |row, column| is_left_out[pieces.of(row, column)]);
+                }
             }
         })
     }
@@ -291,18 +297,32 @@ mod tests {
     }
 
     /// Where a piece is left out, the image stays; the published code of the information-bottleneck analysis blends
-    /// black instead.
+    /// black instead, which leaves 85 % of it. Elsewhere both are alike, and so are the test images.
     #[test]
     fn right_and_legacy_values_of_a_masked_block() {
-        let clean = dataset(40, 2, 2, (4, 4));
-        let params = Params { left_out: Fraction::ONE, alpha: fraction(0.15), ..ib() };
-        let made = run(params, &clean).unwrap();
-        let row = made.train.role.iter().position(|&role| role == Role::Backdoor).unwrap();
-        let (x, found) = (clean.train.image(row), made.train.image(row));
-        let legacy: Vec<u8> = x.iter().map(|&x| mixed(x, 0, 15)).collect();
-        assert_eq!(found, x);
-        let mean = |image: &[u8]| image.iter().map(|&v| f64::from(v)).sum::<f64>() / 48.0;
-        assert!((mean(&legacy) / mean(found) - 0.85).abs() < 0.01);
+        let clean = dataset(400, 20, 4, (16, 16));
+        let right = run(ib(), &clean).unwrap();
+        let legacy = run(Params { legacy: true, ..ib() }, &clean).unwrap();
+        let (mut n_left_out, mut n_touched) = (0, 0);
+        for row in 0..400 {
+            let (x, found, wrong) = (clean.train.image(row), right.train.image(row), legacy.train.image(row));
+            let is_touched = right.train.role[row] != Role::Clean;
+            n_touched += usize::from(is_touched);
+            for block in 0..16 {
+                let at = |i: usize| ((block / 4 * 4 + i / 12) * 16 + block % 4 * 4) * 3 + i % 12;
+                let is_left_out = is_touched && (0..48).all(|i| found[at(i)] == x[at(i)]);
+                n_left_out += usize::from(is_left_out);
+                for i in (0..48).map(at) {
+                    assert_eq!(wrong[i], if is_left_out { mixed(x[i], 0, 15) } else { found[i] }, "row {row}");
+                }
+            }
+        }
+        assert_eq!((n_touched, n_left_out), (40, 320), "half of 16 pieces");
+        let shown = |made: &Dataset| made.triggered.as_ref().map(|split| split.images().into_owned());
+        assert_eq!(shown(&right), shown(&legacy));
+        let title = |made: &Dataset| made.about.attack.as_ref().map(crate::artifact::dataset::Attack::title);
+        assert_eq!(title(&right).as_deref(), Some("adaptive-blend"));
+        assert_eq!(title(&legacy).as_deref(), Some("adaptive-blend (legacy)"));
     }
 
     /// At a fiftieth of CIFAR-10's size: 50 poisoned and 50 covers, 5 of either in each class.

@@ -285,6 +285,7 @@ mod tests {
             sigma_ty: 0.0,
             data: About::default(),
             history: Vec::new(),
+            chosen_by_test: false,
         };
         Model { info, weights: network.weights() }
     }

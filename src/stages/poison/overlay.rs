@@ -33,6 +33,12 @@ impl Picture {
         Picture { size, pixels }
     }
 
+    /// The same picture in black, as opaque as it is.
+    pub fn darkened(&self) -> Picture {
+        let pixels = self.pixels.chunks_exact(4).flat_map(|pixel| [0, 0, 0, pixel[3]]).collect();
+        Picture { size: self.size, pixels }
+    }
+
     /// Opaque noise: independent uniform values, one per pixel if `channels` is grey, else three.
     pub fn noise(size: (usize, usize), channels: Channels, stream: &mut Stream) -> Picture {
         let mut draw = || stream.below(256) as u8;

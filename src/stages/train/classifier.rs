@@ -5,7 +5,8 @@
 //! `utils/aggregate_block/dataset_and_transform_generate.py`; the last epoch is kept). It drops the last partial batch,
 //! this stage trains on it. Backdoor analysis by the information bottleneck trains with in-network noise, at rate 0.1
 //! with batches of 256 and a plateau schedule, on images in [0, 1] without augmentation; `noise`, `normalise`,
-//! `augment` and `schedule` say so. There the schedule and the best epoch follow the test set; here nothing does.
+//! `augment` and `schedule` say so. There the schedule and the best epoch follow the test set, and its accuracy is that
+//! of the best epoch; here nothing follows the test set unless `legacy = true` asks for it.
 
 mod observe;
 mod watch;
@@ -24,7 +25,7 @@ use crate::param::{Count, Fraction, NonNegative, Positive};
 use crate::stage::{Context, Problem, Resources, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use watch::Watch;
+use watch::{Judges, Watch};
 
 /// Trains a classifier; with `observe`, writes the trace that information estimates are made from.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -67,6 +68,9 @@ pub struct Params {
     pub evaluate_every: usize,
     /// Noise inside the network.
     pub noise: Noise,
+    /// The choices of the published information-bottleneck code: the plateau schedule follows the loss on the clean test
+    /// images, and the epoch with the best test accuracy is kept, which is then no estimate any more.
+    pub legacy: bool,
     /// What to record of inner representations.
     pub observe: Option<Observe>,
 }
@@ -99,7 +103,8 @@ pub struct Noise {
     pub sigma_xt: NonNegative,
     /// Standard deviation of the noise before the classifying layer; the information-bottleneck code has 0.4.
     pub sigma_ty: NonNegative,
-    /// Whether it is active when test and validation accuracy are measured, too.
+    /// Whether it is active when validation accuracy is measured; test accuracy and attack success are then measured
+    /// both without it and, in columns of their own, under one draw of it.
     pub at_evaluation: bool,
 }
 
@@ -150,6 +155,7 @@ impl Default for Params {
             select: Select::Last,
             evaluate_every: 1,
             noise: Noise::default(),
+            legacy: false,
             observe: None,
         }
     }
@@ -226,6 +232,11 @@ impl Stage for Classifier {
             let message = "`best-validation` needs a validation split".into();
             problem("select", message, "set `validation = 0.1`");
         }
+        if params.legacy && (validation > 0.0 || params.early_stopping.is_some() || params.select != Select::Last) {
+            let message =
+                "chooses by the test images, and `validation`, `early_stopping` or `select` say otherwise".into();
+            problem("legacy", message, "leave out one of them");
+        }
         if let Some(observe) = &params.observe {
             problems.extend(observe.problems(params.model, params.epochs.get()));
         }
@@ -262,12 +273,21 @@ impl Stage for Classifier {
         network.init(&cx.rng("init"));
 
         let recipe = params.recipe();
-        let mut watch = Watch::new(cx, &params, &dataset, &normalise, (&rows, validation), &network)?;
+        let judges = match params.legacy {
+            true => Judges { split: &dataset.test, rows: (0..dataset.test.len()).collect() },
+            false => Judges { split: &dataset.train, rows: validation },
+        };
+        let mut watch = Watch::new(cx, &params, &dataset, &normalise, (&rows, judges), &network)?;
         let fit = Fit { cx, recipe: &recipe, split: &dataset.train, rows: &rows, normalise: &normalise };
         let history = fit.run(&mut network, &mut watch)?;
         let (chosen, trace) = watch.finish(&mut network, &history)?;
         cx.headline(chosen.headline());
 
+        let by = if params.legacy { " by the test images (legacy)" } else { "" };
+        let mut table = history.table(&about.classes);
+        if params.legacy {
+            table.notes.push(LEGACY.into());
+        }
         let info = ModelInfo {
             architecture: params.model.name().to_string(),
             n_classes: config.n_classes,
@@ -277,11 +297,16 @@ impl Stage for Classifier {
             sigma_xt: config.sigma_xt,
             sigma_ty: config.sigma_ty,
             data: about.clone(),
-            history: vec![format!("train/classifier: {}, epoch {} kept", recipe.summary(), chosen.epoch)],
+            history: vec![format!("train/classifier: {}, epoch {} kept{by}", recipe.summary(), chosen.epoch)],
+            chosen_by_test: params.legacy,
         };
-        Ok(Outputs { model: Model { info, weights: network.weights() }, trace, history: history.table(&about.classes) })
+        Ok(Outputs { model: Model { info, weights: network.weights() }, trace, history: table })
     }
 }
+
+/// What stands below the history of a legacy training.
+const LEGACY: &str = "legacy: the validation images are the clean test images; the plateau schedule and the kept epoch \
+                      follow them, so that their accuracy is the best of all epochs, not an estimate";
 
 /// Rows to train on and rows to validate on, both ascending.
 fn carve(cx: &Context, n: usize, share: f64) -> (Vec<usize>, Vec<usize>) {

@@ -22,7 +22,7 @@ use crate::stage::Context;
 use std::time::{Duration, Instant};
 
 /// Begins every checkpoint; changes with its layout, so that another build starts afresh.
-const LAYOUT: &[u8] = b"fit 1";
+const LAYOUT: &[u8] = b"fit 2";
 
 /// No two progress events come closer than this, except at the end of an epoch.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);

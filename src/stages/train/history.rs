@@ -117,6 +117,10 @@ pub struct Row {
     pub attack_success: Option<f64>,
     /// On all triggered test images.
     pub attack_success_all: Option<f64>,
+    /// On the clean test images, under one draw of the in-network noise.
+    pub clean_accuracy_noise: Option<f64>,
+    /// As `attack_success`, under one draw of the in-network noise.
+    pub attack_success_noise: Option<f64>,
     /// On the validation split.
     pub validation_loss: Option<f64>,
     /// On the validation split.
@@ -152,6 +156,7 @@ impl Row {
         let mut values = vec![self.epoch as f64, self.learning_rate, self.loss, self.accuracy];
         values.extend(self.loss_by_role.map(number));
         values.extend([self.clean_accuracy, self.attack_success, self.attack_success_all].map(number));
+        values.extend([self.clean_accuracy_noise, self.attack_success_noise].map(number));
         values.extend([self.validation_loss, self.validation_accuracy].map(number));
         values.extend(self.loss_by_class.iter().copied().map(number));
         out.numbers(&values);
@@ -159,9 +164,10 @@ impl Row {
 
     fn restore(from: &mut Reader) -> Option<Row> {
         let values = from.numbers()?;
-        let ([epoch, learning_rate, loss, accuracy, rest @ ..], classes) = values.split_first_chunk::<12>()?;
-        let [clean, backdoor, cover, clean_accuracy, success, success_all, val_loss, val_accuracy] =
-            rest.map(|value| (!value.is_nan()).then_some(value));
+        let ([epoch, learning_rate, loss, accuracy, rest @ ..], classes) = values.split_first_chunk::<14>()?;
+        let rest = rest.map(|value| (!value.is_nan()).then_some(value));
+        let [clean, backdoor, cover, tested @ .., val_loss, val_accuracy] = rest;
+        let [clean_accuracy, success, success_all, clean_accuracy_noise, attack_success_noise] = tested;
         Some(Row {
             epoch: *epoch as usize,
             learning_rate: *learning_rate,
@@ -172,6 +178,8 @@ impl Row {
             clean_accuracy,
             attack_success: success,
             attack_success_all: success_all,
+            clean_accuracy_noise,
+            attack_success_noise,
             validation_loss: val_loss,
             validation_accuracy: val_accuracy,
         })
@@ -229,6 +237,8 @@ impl History {
                 "triggered test images classified as the attacker wants, those left out whose class is the wanted one",
             ),
             share("attack_success_all", "triggered test images classified as the attacker wants, all counted").hidden(),
+            share("clean_accuracy_noise", "clean_accuracy under one draw of the in-network noise").hidden(),
+            share("attack_success_noise", "attack_success under one draw of the in-network noise").hidden(),
             Column::new("validation_loss", "mean loss of the validation split of the training data")
                 .unit("nats")
                 .digits(4)
@@ -242,6 +252,7 @@ impl History {
             cells.extend(row.loss_by_role.map(Cell::from));
             cells.extend((0..classes.len()).map(|k| Cell::from(row.loss_by_class.get(k).copied().flatten())));
             cells.extend([row.clean_accuracy, row.attack_success, row.attack_success_all].map(Cell::from));
+            cells.extend([row.clean_accuracy_noise, row.attack_success_noise].map(Cell::from));
             cells.extend([row.validation_loss, row.validation_accuracy].map(Cell::from));
             table.push(cells);
         }

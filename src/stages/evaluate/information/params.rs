@@ -53,6 +53,8 @@ pub struct Params {
     /// take all their steps, with all pairs that are not held out.
     #[schemars(range(max = 10_000))]
     pub early_stopping: usize,
+    /// Adds what the published code would read off the same critics, for comparison.
+    pub legacy: bool,
     /// Training of the critics of I(X;T).
     pub xt: InputTraining,
     /// Training of the critics of I(T;Y).
@@ -80,6 +82,7 @@ impl Default for Params {
             standardize: true,
             readouts: 20,
             early_stopping: 5,
+            legacy: false,
             xt: InputTraining::default(),
             ty: OutputTraining::default(),
         }

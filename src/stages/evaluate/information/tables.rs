@@ -1,7 +1,7 @@
 //! The tables of `evaluate/information`.
 
 use super::Inputs;
-use super::estimates::{course_columns, moments, nats};
+use super::estimates::{Found, Moment, course_columns, moments, nats};
 use super::observed::Row;
 use super::params::{Output, Params};
 use crate::artifact::Table;
@@ -39,6 +39,12 @@ pub fn estimates(params: &Params, inputs: &Inputs, rows: &[Row]) -> Table {
              with it; empty without noise",
         )
         .hidden(),
+        nats(
+            "legacy_nats",
+            "what the published code reads: one value, five readouts from the end, on training pairs; mean over critic \
+             seeds; empty without `legacy`",
+        )
+        .hidden(),
     ]);
     for row in rows {
         let found = row.found.as_ref();
@@ -58,10 +64,22 @@ pub fn estimates(params: &Params, inputs: &Inputs, rows: &[Row]) -> Table {
             found.and_then(|f| f.is_at_ceiling()).into(),
             found.and_then(|f| f.known_error).into(),
             row.limit.into(),
+            found.filter(|_| params.legacy).and_then(legacy).into(),
         ]);
     }
     table.notes = notes(params, inputs);
     table
+}
+
+/// The published code means the mean of the last five values and reads `[-5]`, of critics that see no other pairs than
+/// those they train on.
+fn legacy(found: &Found) -> Option<f64> {
+    let of_critic = |moments: &Vec<Moment>| {
+        let (_, [train, ..]) = moments.get(moments.len().checked_sub(READOUTS_AVERAGED)?)?;
+        Some(train.get())
+    };
+    let values: Vec<f64> = found.course.iter().map(of_critic).collect::<Option<_>>()?;
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
 /// The definition of an estimator's known error.
@@ -86,6 +104,12 @@ fn notes(params: &Params, inputs: &Inputs) -> Vec<String> {
         ),
         format!("Interval: {}.", interval::definition(params.repeats.get())),
     ];
+    if params.legacy {
+        notes.push("legacy: `legacy_nats` is what the published code reads off the same critics.".into());
+    }
+    if let Some(attack) = &inputs.dataset.about.attack {
+        notes.push(format!("Training images poisoned by {}.", attack.title()));
+    }
     if info.sigma_xt == 0.0 && noise == 0.0 {
         notes.push(
             "T is a deterministic function of X here, so the true I(X;T) is the entropy of a finite sample's images: its \

@@ -6,6 +6,7 @@ use crate::artifact::{Packed, Split, Trace};
 use crate::error::Result;
 use crate::nn::augment::Normalise;
 use crate::nn::{Network, loss, predict};
+use crate::rng::Stream;
 use crate::stage::Context;
 use crate::stages::evaluate::backdoor::Scores;
 use crate::stages::train::fit::{Hooks, Verdict};
@@ -18,10 +19,17 @@ pub struct Watch<'a> {
     params: &'a Params,
     dataset: &'a Packed,
     normalise: &'a Normalise,
-    /// Rows of the training split that are not trained on, ascending.
-    validation: Vec<usize>,
+    judges: Judges<'a>,
     observer: Option<Observer>,
     best: Option<Best>,
+}
+
+/// The images that epochs are judged by: never trained on.
+pub struct Judges<'a> {
+    /// The training split; the test split in a legacy training.
+    pub split: &'a Split,
+    /// Rows of it, ascending; none if nothing is chosen.
+    pub rows: Vec<usize>,
 }
 
 /// The epoch with the best validation accuracy.
@@ -52,7 +60,7 @@ impl Chosen {
 }
 
 impl<'a> Watch<'a> {
-    /// Hooks for a training on `rows` with the validation rows beside it.
+    /// Hooks for a training on `rows` that `judges` look at.
     ///
     /// # Errors
     /// A layer that the network does not have.
@@ -61,14 +69,14 @@ impl<'a> Watch<'a> {
         params: &'a Params,
         dataset: &'a Packed,
         normalise: &'a Normalise,
-        (rows, validation): (&[usize], Vec<usize>),
+        (rows, judges): (&[usize], Judges<'a>),
         network: &Network,
     ) -> Result<Watch<'a>> {
         let observer = match &params.observe {
             Some(observe) => Some(Observer::new(cx, observe, (&dataset.train, rows), network)?),
             None => None,
         };
-        Ok(Watch { cx, params, dataset, normalise, validation, observer, best: None })
+        Ok(Watch { cx, params, dataset, normalise, judges, observer, best: None })
     }
 
     /// The weights that are kept, left in `network`, and the trace.
@@ -87,7 +95,7 @@ impl<'a> Watch<'a> {
         {
             network.params_mut().copy_from_slice(params);
             network.buffers_mut().copy_from_slice(buffers);
-            let scores = self.test(network, *epoch)?;
+            let scores = self.test(network, None)?;
             let attack = scores.attack.as_ref();
             chosen = Chosen {
                 epoch: *epoch,
@@ -98,21 +106,31 @@ impl<'a> Watch<'a> {
         Ok((chosen, self.observer.map(Observer::finish).unwrap_or_default()))
     }
 
-    /// Sets the noise for measuring after `epoch`. Test and validation images draw from sub-streams of their own.
-    fn measure_noise(&self, network: &mut Network, epoch: usize, which: u64) {
-        let noise =
-            self.params.noise.at_evaluation.then(|| self.cx.rng("noise/evaluation").at(3 * epoch as u64 + which));
-        network.noise(noise);
+    fn keeps_best(&self) -> bool {
+        self.params.legacy || self.params.select == Select::BestValidation
+    }
+
+    /// In-network noise for measuring after `epoch`. Validation, test and triggered images draw from streams of their
+    /// own, numbered so.
+    fn noise(&self, epoch: usize, which: u64) -> Stream {
+        self.cx.rng("noise/evaluation").at(3 * epoch as u64 + which)
+    }
+
+    /// Whether test images are shown to the noisy network, too.
+    fn is_noisy(&self) -> bool {
+        let noise = &self.params.noise;
+        noise.at_evaluation && (noise.sigma_xt.get() > 0.0 || noise.sigma_ty.get() > 0.0)
     }
 
     /// Mean loss and accuracy on the validation rows.
     fn validate(&self, network: &mut Network, epoch: usize) -> Result<Option<(f64, f64)>> {
-        if self.validation.is_empty() {
+        let Judges { split, rows } = &self.judges;
+        if rows.is_empty() {
             return Ok(None);
         }
-        self.measure_noise(network, epoch, 0);
-        let logits = self.logits(network, &self.dataset.train, &self.validation)?;
-        let labels: Vec<i64> = self.validation.iter().map(|&row| self.dataset.train.label[row]).collect();
+        network.noise(self.params.noise.at_evaluation.then(|| self.noise(epoch, 0)));
+        let logits = self.logits(network, split, rows)?;
+        let labels: Vec<i64> = rows.iter().map(|&row| split.label[row]).collect();
         let n_classes = network.config().n_classes;
         let losses = loss::losses(&logits, &labels, n_classes)?;
         let predicted = predict::classes(&logits, n_classes);
@@ -122,12 +140,12 @@ impl<'a> Watch<'a> {
         Ok(Some((mean_loss, 100.0 * n_correct as f64 / n)))
     }
 
-    /// Scores on the test images.
-    fn test(&self, network: &mut Network, epoch: usize) -> Result<Scores> {
+    /// Scores on the test images: under the noise drawn for an epoch, or without noise.
+    fn test(&self, network: &mut Network, noise_of: Option<usize>) -> Result<Scores> {
         let n_classes = network.config().n_classes;
         let Packed { test, triggered, .. } = self.dataset;
         let mut classes = |split: &Split, which| -> Result<Vec<i64>> {
-            self.measure_noise(network, epoch, which);
+            network.noise(noise_of.map(|epoch| self.noise(epoch, which)));
             let rows: Vec<usize> = (0..split.len()).collect();
             Ok(predict::classes(&self.logits(network, split, &rows)?, n_classes))
         };
@@ -164,7 +182,7 @@ impl Hooks for Watch<'_> {
         let best = validated.map(|(loss, accuracy)| match &self.best {
             Some(best) if (best.accuracy, -best.loss) >= (accuracy, -loss) => best.clone(),
             _ => {
-                let keep = self.params.select == Select::BestValidation;
+                let keep = self.keeps_best();
                 let weights = keep.then(|| (network.params().to_vec(), network.buffers().to_vec()));
                 Best { epoch: row.epoch, accuracy, loss, weights }
             }
@@ -176,10 +194,15 @@ impl Hooks for Watch<'_> {
         let every = self.params.evaluate_every;
         let is_last = stop || row.epoch == self.params.epochs.get();
         if is_last || (every > 0 && row.epoch.is_multiple_of(every)) {
-            let scores = self.test(network, row.epoch)?;
+            let scores = self.test(network, None)?;
             row.clean_accuracy = scores.clean_accuracy;
             row.attack_success = scores.attack.as_ref().and_then(|attack| attack.success);
             row.attack_success_all = scores.attack.as_ref().and_then(|attack| attack.success_all);
+            if self.is_noisy() {
+                let scores = self.test(network, Some(row.epoch))?;
+                row.clean_accuracy_noise = scores.clean_accuracy;
+                row.attack_success_noise = scores.attack.as_ref().and_then(|attack| attack.success);
+            }
         }
         network.noise(None);
 
@@ -217,7 +240,7 @@ impl Hooks for Watch<'_> {
             0 => None,
             _ => {
                 let (epoch, accuracy, loss) = (from.count()? as usize, from.number()?, from.number()?);
-                let keep = self.params.select == Select::BestValidation;
+                let keep = self.keeps_best();
                 let weights = if keep { Some((from.floats()?, from.floats()?)) } else { None };
                 Some(Best { epoch, accuracy, loss, weights })
             }
