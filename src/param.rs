@@ -90,6 +90,17 @@ number!(
     Count(usize), "be at least 1", (count)
 );
 
+/// A value known to be good: `const { valid(Fraction::new(0.9)) }` does not compile with a value out of range.
+///
+/// # Panics
+/// If there is none: at compile time, in a constant.
+pub const fn valid<T: Copy>(value: Option<T>) -> T {
+    match value {
+        Some(value) => value,
+        None => panic!("a value lies outside its range"),
+    }
+}
+
 impl Fraction {
     /// The whole.
     pub const ONE: Fraction = Fraction(1.0);

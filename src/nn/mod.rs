@@ -11,8 +11,10 @@
 //! [`Network::backward_from`] takes gradients on logits and on any layers.
 
 pub mod augment;
+pub mod coordinates;
 #[cfg(feature = "cuda")]
 pub mod engine;
+pub mod fisher;
 #[cfg(test)]
 mod golden;
 pub mod graph;
@@ -27,8 +29,9 @@ mod place;
 pub mod predict;
 pub mod sam;
 pub mod schedule;
+pub mod spectral;
 mod tape;
 mod weights;
 
-pub use network::{Architecture, Config, LayerGradient, Mode, Network};
+pub use network::{Architecture, Config, LayerGradient, Mode, Network, Work};
 pub use place::Place;

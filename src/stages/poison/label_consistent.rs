@@ -285,6 +285,7 @@ mod tests {
             sigma_ty: 0.0,
             data: About::default(),
             history: Vec::new(),
+            defence: None,
         };
         Model { info, weights: network.weights() }
     }

@@ -278,6 +278,7 @@ impl Stage for Classifier {
             sigma_ty: config.sigma_ty,
             data: about.clone(),
             history: vec![format!("train/classifier: {}, epoch {} kept", recipe.summary(), chosen.epoch)],
+            defence: None,
         };
         Ok(Outputs { model: Model { info, weights: network.weights() }, trace, history: history.table(&about.classes) })
     }
