@@ -102,6 +102,9 @@ pub const fn valid<T: Copy>(value: Option<T>) -> T {
 }
 
 impl Fraction {
+    /// Nothing.
+    pub const ZERO: Fraction = Fraction(0.0);
+
     /// The whole.
     pub const ONE: Fraction = Fraction(1.0);
 
@@ -110,6 +113,11 @@ impl Fraction {
     pub fn of(self, n: usize) -> usize {
         ((self.0 * n as f64 + 1e-6).floor() as usize).min(n)
     }
+}
+
+impl NonNegative {
+    /// Nothing.
+    pub const ZERO: NonNegative = NonNegative(0.0);
 }
 
 impl Count {

@@ -6,7 +6,8 @@
 //!
 //! The released code has the layers but an empty network file, so its Fast FIP cannot be run.
 
-use super::fip::{self, Inputs, Outputs, Params};
+use super::fip::{self, Params};
+use super::repair::{Inputs, Outputs};
 use crate::error::Result;
 use crate::nn::spectral::Spectral;
 use crate::stage::{Context, Problem, Resources, Stage};

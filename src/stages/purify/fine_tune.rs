@@ -5,13 +5,14 @@
 //! 5e-4, cosine, the augmentation of training. Differs from BackdoorBench: full precision, and the last partial batch
 //! is trained on.
 
-use crate::artifact::{CleanSplit, Model, Table};
+pub use super::repair::{Inputs, Outputs};
+
+use super::repair::Repair;
 use crate::error::Result;
 use crate::kernels::Precision;
 use crate::nn::{optim, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive, valid};
 use crate::stage::{Context, Problem, Resources, Stage};
-use crate::stages::purify::repair::Repair;
 use crate::stages::train::fit::NoHooks;
 use crate::stages::train::recipe::{self, AugmentParams, Recipe};
 use schemars::JsonSchema;
@@ -57,7 +58,7 @@ impl Default for Params {
             weight_decay: const { valid(NonNegative::new(5e-4)) },
             schedule: schedule::Params::default(),
             augment: AugmentParams::default(),
-            label_smoothing: const { valid(Fraction::new(0.0)) },
+            label_smoothing: Fraction::ZERO,
             precision: Precision::F32,
         }
     }
@@ -80,26 +81,6 @@ impl Params {
             label_smoothing: self.label_smoothing.get(),
             precision: self.precision,
         }
-    }
-}
-
-crate::ports! {
-    /// What it starts from, and all that it sees.
-    pub struct Inputs {
-        /// The model to purify.
-        model: Model,
-        /// Clean images with their labels.
-        clean: CleanSplit,
-    }
-}
-
-crate::ports! {
-    /// What it makes.
-    pub struct Outputs => {
-        /// The purified model.
-        model: Model,
-        /// One row an epoch, measured on the clean split.
-        history: Table,
     }
 }
 
@@ -126,7 +107,7 @@ impl Stage for FineTune {
     }
 
     fn run(cx: &Context, params: Params, Inputs { model, clean }: Inputs) -> Result<Outputs> {
-        let mut repair = Repair::begin(cx, model, &clean, const { valid(Fraction::new(0.0)) })?;
+        let mut repair = Repair::begin(cx, model, &clean, Fraction::ZERO)?;
         let recipe = params.recipe();
         let history = repair.fit(&recipe, &mut NoHooks)?;
         if let Some(last) = history.rows.last() {

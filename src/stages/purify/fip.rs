@@ -16,8 +16,8 @@
 //! Differs from the code: eta_f, eta_r, learning rate and epochs are the paper's. Nothing decays, and the rate is
 //! constant, as in the code.
 
-use super::repair::{Repair, Trained, fine_tuning};
-use crate::artifact::{CleanSplit, Model, Split, Table};
+use super::repair::{Inputs, Outputs, Repair, Trained, fine_tuning};
+use crate::artifact::Split;
 use crate::error::Result;
 use crate::nn::augment::{self, Normalise};
 use crate::nn::coordinates::{Coordinates, Plain};
@@ -117,26 +117,6 @@ impl Params {
     }
 }
 
-crate::ports! {
-    /// What it starts from, and all that it sees.
-    pub struct Inputs {
-        /// The model to purify.
-        model: Model,
-        /// Clean images with their labels.
-        clean: CleanSplit,
-    }
-}
-
-crate::ports! {
-    /// What it makes.
-    pub struct Outputs => {
-        /// The purified model.
-        model: Model,
-        /// One row an epoch, measured on the clean split.
-        history: Table,
-    }
-}
-
 /// The stage.
 pub struct Fip;
 
@@ -178,7 +158,7 @@ pub(super) fn purify<C: Coordinates>(
     stage: &str,
     coordinates: impl FnOnce(&Network) -> Result<C>,
 ) -> Result<Outputs> {
-    let mut repair = Repair::begin(cx, model, &clean, const { valid(Fraction::new(0.0)) })?;
+    let mut repair = Repair::begin(cx, model, &clean, Fraction::ZERO)?;
     let recipe = params.recipe();
     let trained = Trained::new(coordinates(&repair.network)?, &mut repair.network);
     let n_trained = trained.coordinates.values().len();

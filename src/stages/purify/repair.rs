@@ -11,14 +11,45 @@ use crate::error::{Error, Result};
 use crate::kernels::Precision;
 use crate::nn::augment::{Augment, Normalise};
 use crate::nn::coordinates::Coordinates;
+use crate::nn::mask::Channels;
 use crate::nn::optim::Optimiser;
 use crate::nn::{Network, optim, predict, schedule};
 use crate::param::Fraction;
-use crate::stage::Context;
+use crate::stage::{Context, Problem};
 use crate::stages::train::fit::{Fit, Hooks};
 use crate::stages::train::history::History;
 use crate::stages::train::recipe::Recipe;
 use crate::stages::train::state::{Reader, Writer};
+
+crate::ports! {
+    /// What a defence starts from, and all that it sees.
+    pub struct Inputs {
+        /// The model to purify.
+        model: Model,
+        /// Clean images with their labels.
+        clean: CleanSplit,
+    }
+}
+
+crate::ports! {
+    /// What a defence that trains makes.
+    pub struct Outputs => {
+        /// The purified model.
+        model: Model,
+        /// One row an epoch, measured on the clean split.
+        history: Table,
+    }
+}
+
+crate::ports! {
+    /// What a defence that prunes makes.
+    pub struct Pruned => {
+        /// The pruned model.
+        model: Model,
+        /// What was tried on the held-out images, in order; the row that was kept is marked.
+        pruning: Table,
+    }
+}
 
 /// A repair under way.
 pub struct Repair<'a> {
@@ -85,6 +116,15 @@ impl<'a> Repair<'a> {
     pub fn fit(&mut self, recipe: &Recipe, hooks: &mut dyn Hooks) -> Result<History> {
         let Repair { cx, images: split, rows, normalise, network, .. } = self;
         Fit { cx, recipe, split, rows, normalise }.run(network, hooks)
+    }
+
+    /// The same as a part of the stage that comes before its main training, with streams of its own and no checkpoint.
+    ///
+    /// # Errors
+    /// See [`Fit::run`].
+    pub fn fit_part(&mut self, name: &str, recipe: &Recipe, hooks: &mut dyn Hooks) -> Result<History> {
+        let Repair { cx, images: split, rows, normalise, network, .. } = self;
+        Fit { cx: &cx.part(name), recipe, split, rows, normalise }.run(network, hooks)
     }
 
     /// Share of the rows `rows` that `network` puts into their class, in %.
@@ -194,6 +234,37 @@ pub fn fine_tuning() -> Recipe {
         label_smoothing: 0.0,
         precision: Precision::F32,
     }
+}
+
+/// What is wrong with a share that thresholds are chosen on.
+pub fn held_out_problem(held_out: Fraction) -> Option<Problem> {
+    let message = match held_out.get() {
+        0.0 => "nothing would be left to choose the threshold by",
+        1.0 => "nothing would be left to train on",
+        _ => return None,
+    };
+    Some(Problem { parameter: "held_out", message: message.into(), hint: Some("0.2 is usual".into()) })
+}
+
+/// Removes the channels of `masks` up to a threshold chosen on the held-out images, 0 to 0.9 in steps of 0.05: a summary,
+/// notes, and what was tried.
+///
+/// # Errors
+/// A stop request.
+pub fn mask_thresholds(
+    repair: &mut Repair,
+    masks: &Channels,
+    max_drop: Fraction,
+) -> Result<(String, Vec<String>, Table)> {
+    let thresholds: Vec<f64> = (0..19).map(|i| f64::from(i) * 0.05).collect();
+    let about = ("threshold", "channels whose mask is at most this lose their scale");
+    let (chosen, table) =
+        repair.prune(&thresholds, max_drop, about, |threshold, params| masks.prune(threshold as f32, params))?;
+    let n_pruned = chosen.map_or(0, |threshold| masks.values().iter().filter(|&&m| m <= threshold as f32).count());
+    let threshold = chosen.map_or("no threshold".to_string(), |threshold| format!("threshold {threshold:.2}"));
+    let summary = format!("{threshold}, {n_pruned} of {} channels removed", masks.values().len());
+    let note = format!("{summary}, chosen on {} held-out images", repair.held_out.len());
+    Ok((summary, vec![note], table))
 }
 
 /// Coordinates that are trained in place of the parameters, with their gradient.
