@@ -90,7 +90,21 @@ number!(
     Count(usize), "be at least 1", (count)
 );
 
+/// A value known to be good: `const { valid(Fraction::new(0.9)) }` does not compile with a value out of range.
+///
+/// # Panics
+/// If there is none: at compile time, in a constant.
+pub const fn valid<T: Copy>(value: Option<T>) -> T {
+    match value {
+        Some(value) => value,
+        None => panic!("a value lies outside its range"),
+    }
+}
+
 impl Fraction {
+    /// Nothing.
+    pub const ZERO: Fraction = Fraction(0.0);
+
     /// The whole.
     pub const ONE: Fraction = Fraction(1.0);
 
@@ -99,6 +113,11 @@ impl Fraction {
     pub fn of(self, n: usize) -> usize {
         ((self.0 * n as f64 + 1e-6).floor() as usize).min(n)
     }
+}
+
+impl NonNegative {
+    /// Nothing.
+    pub const ZERO: NonNegative = NonNegative(0.0);
 }
 
 impl Count {

@@ -25,6 +25,14 @@ impl Streams {
         Streams { key: *hasher.finalize().as_bytes() }
     }
 
+    /// The streams of the part `name` of the stage: as many as the stage's own, and none of them.
+    pub fn part(&self, name: &str) -> Streams {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(b"part ");
+        hasher.update(name.as_bytes());
+        Streams { key: *hasher.finalize().as_bytes() }
+    }
+
     /// The stream called `name`, from its beginning.
     pub fn stream(&self, name: &str) -> Stream {
         let key = *blake3::keyed_hash(&self.key, name.as_bytes()).as_bytes();

@@ -209,6 +209,20 @@ impl Context {
         Context { place, ..self }
     }
 
+    /// The context of a part of the stage that comes before its main loop: streams of its own, and no checkpoint, which
+    /// is the main loop's. A part that was interrupted starts afresh.
+    pub fn part(&self, name: &str) -> Context {
+        Context {
+            streams: self.streams.part(name),
+            device: self.device.clone(),
+            place: self.place.clone(),
+            threads: self.threads,
+            checkpoint: Checkpoint::none(),
+            stop: self.stop.clone(),
+            emit: self.emit.clone(),
+        }
+    }
+
     /// A context for unit tests: CPU, no checkpoint, events dropped.
     pub fn for_test(seed: u64, stage: &str) -> Context {
         Context {

@@ -3,6 +3,7 @@
 use super::dataset::About;
 use super::{Files, Kind, Open, Save, Sink};
 use crate::error::{Error, Result};
+use crate::nn::Work;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,6 +32,24 @@ pub struct ModelInfo {
     /// Whether the test images chose among its epochs, so that its test accuracy is no estimate.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub chosen_by_test: bool,
+    /// The defence that made it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defence: Option<Defence>,
+}
+
+/// What a table says of the defence that made a model, besides its scores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Defence {
+    /// Its name, the stage's without the family: `fine_tune`.
+    pub name: String,
+    /// Clean images that it was given.
+    pub n_clean: usize,
+    /// Those of them that only its thresholds were chosen on.
+    pub n_held_out: usize,
+    /// Images in its forward and backward passes.
+    pub work: Work,
+    /// What a reader of its scores must know, a line each: a threshold that was found, a legacy formula.
+    pub notes: Vec<String>,
 }
 
 /// One named tensor, f32.

@@ -2,10 +2,11 @@
 
 use super::args::{Global, ShowArgs};
 use super::project;
+use crate::artifact::table::{Cell, Column};
 use crate::artifact::{FileEntry, Kind, Open, Table};
 use crate::error::{Error, Result, ResultExt};
 use crate::exec::resolve::{self, Outlook};
-use crate::plan::Plan;
+use crate::plan::{Node, Plan, Source};
 use crate::report::style::Style;
 use crate::report::table::{self, Format};
 use crate::report::{self, bytes, duration, explain};
@@ -31,7 +32,7 @@ pub fn show(global: &Global, args: &ShowArgs) -> Result<u8> {
     let outputs = find(&loaded.plan, &outlook.hits, name)?;
     let origins = origins(&outputs, &outlook, &store)?;
     if outputs.iter().all(|found| found.output.kind == Kind::Table) {
-        let joined = join(&outputs, &store)?;
+        let joined = join(&outputs, &loaded.plan, &outlook.hits, &store)?;
         let format = if global.json { Format::Json } else { args.format };
         report::data(&table::render(&joined, format, &look(style, args.all))?);
     } else {
@@ -106,12 +107,38 @@ fn find<'a>(plan: &'a Plan, hits: &'a [Option<Hit>], name: &str) -> Result<Vec<F
     Ok(found)
 }
 
-fn join(outputs: &[Found<'_>], store: &Store) -> Result<Table> {
+fn join(outputs: &[Found<'_>], plan: &Plan, hits: &[Option<Hit>], store: &Store) -> Result<Table> {
     let mut tables = Vec::with_capacity(outputs.len());
-    for Found { point, output, .. } in outputs {
-        tables.push((point.to_vec(), Table::open(&store.files(output)).context("opening the table")?));
+    for Found { id, point, output } in outputs {
+        let table = Table::open(&store.files(output)).context("opening the table")?;
+        tables.push((point.to_vec(), with_costs(table, &plan.nodes[*id], hits)));
     }
     Ok(table::join(&tables))
+}
+
+/// Beside the scores of defences, what their stages took. It differs from run to run, so that no stage can write it into
+/// its table (invariant 3); the records have it.
+fn with_costs(mut table: Table, node: &Node, hits: &[Option<Hit>]) -> Table {
+    let (Ok(model), Ok(_), Some(sources)) = (table.column("model"), table.column("defence"), node.inputs.get("models"))
+    else {
+        return table;
+    };
+    let is_same = |(row, source): (&Vec<Cell>, &Source)| {
+        row[model].text().is_some_and(|name| name == source.label.trim_end_matches(".model"))
+    };
+    if table.rows.len() != sources.len() || !table.rows.iter().zip(sources).all(is_same) {
+        return table;
+    }
+    let seconds = Column::new("seconds", "wall time of the stage that made the model, where and when it ran");
+    table.columns.push(seconds.unit("s").digits(1));
+    let memory = Column::new("peak_memory", "peak resident memory of the stage that made the model");
+    table.columns.push(memory.unit("MiB").hidden());
+    for (row, source) in table.rows.iter_mut().zip(sources) {
+        let hit = hits[source.node].as_ref();
+        row.push(hit.map(|hit| hit.seconds).into());
+        row.push(hit.and_then(|hit| hit.peak_memory_mib).map(|mib| mib as i64).into());
+    }
+    table
 }
 
 fn overview(global: &Global, plan: &Plan, outlook: &Outlook, store: &Store) -> Result<()> {
@@ -197,7 +224,7 @@ pub fn after_run(global: &Global, plan: &Plan, hits: &[Option<Hit>], store: &Sto
         if outputs.iter().any(|found| found.output.kind != Kind::Table) {
             continue;
         }
-        let table = join(&outputs, store)?;
+        let table = join(&outputs, plan, hits, store)?;
         report::data(&format!("\n{}", style.bold(&node.stage)));
         if table.rows.len() > ROWS_AFTER_RUN {
             let profile = plan.identity.profile.as_ref().map(|p| format!(" --profile {p}")).unwrap_or_default();

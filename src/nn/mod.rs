@@ -10,15 +10,21 @@
 //! fixed addresses. Any loss still works: [`Network::forward`] returns logits (and layers' values), and
 //! [`Network::backward_from`] takes gradients on logits and on any layers.
 
+pub mod attention;
 pub mod augment;
+pub mod bilevel;
+pub mod coordinates;
 #[cfg(feature = "cuda")]
 pub mod engine;
+pub mod fisher;
 #[cfg(test)]
 mod golden;
 pub mod graph;
 pub mod hvp;
 mod init;
+pub mod lipschitz;
 pub mod loss;
+pub mod mask;
 mod models;
 pub mod network;
 pub mod optim;
@@ -27,8 +33,10 @@ mod place;
 pub mod predict;
 pub mod sam;
 pub mod schedule;
+pub mod spectral;
 mod tape;
+pub mod trigger;
 mod weights;
 
-pub use network::{Architecture, Config, LayerGradient, Mode, Network};
+pub use network::{Architecture, Config, LayerGradient, Mode, Network, Work};
 pub use place::Place;

@@ -106,6 +106,15 @@ pub enum LayerGradient<'a> {
     Map(&'a [f32]),
 }
 
+/// Images that went through a network: what a method costs, whatever the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Images in forward passes.
+    pub forward: u64,
+    /// Images in backward passes.
+    pub backward: u64,
+}
+
 /// A network with its values, gradients and buffers.
 ///
 /// Buffers are made for the largest batch seen; a step on as many images or fewer allocates nothing.
@@ -123,6 +132,7 @@ pub struct Network {
     noise: Option<Stream>,
     step: u64,
     wants_input_grad: bool,
+    work: Work,
     tape: Option<Tape>,
     /// In place of the tape, on a GPU.
     #[cfg(feature = "cuda")]
@@ -158,6 +168,7 @@ impl Network {
             noise: None,
             step: 0,
             wants_input_grad: false,
+            work: Work::default(),
             tape: None,
             #[cfg(feature = "cuda")]
             engine: None,
@@ -246,6 +257,7 @@ impl Network {
         if mode != Mode::Eval {
             Tape::check_statistics(&self.graph, n)?;
         }
+        self.work.forward += n as u64;
         #[cfg(feature = "cuda")]
         if let Some(engine) = &mut self.engine {
             let noise = self.noise.as_ref().map(|stream| (stream, self.step));
@@ -307,6 +319,7 @@ impl Network {
                 )));
             }
         }
+        self.work.backward += n as u64;
         #[cfg(feature = "cuda")]
         if let Some(engine) = &mut self.engine {
             return engine.backward(&self.graph, &entries, &mut self.gradients);
@@ -363,6 +376,21 @@ impl Network {
     /// Gradients of the last backward pass, laid out like [`Network::params`].
     pub fn grads(&self) -> &[f32] {
         &self.gradients
+    }
+
+    /// The same, to be changed: a regulariser adds its gradient before the optimiser's step.
+    pub fn grads_mut(&mut self) -> &mut [f32] {
+        &mut self.gradients
+    }
+
+    /// Images that went through since the network was made, or since [`Network::set_work`].
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// Counts on from `work`: a resumed training has done what the interrupted one did.
+    pub fn set_work(&mut self, work: Work) {
+        self.work = work;
     }
 
     /// Parameters and gradients together, for an optimiser's step.

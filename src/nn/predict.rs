@@ -115,6 +115,16 @@ pub fn class(logits: &[f32]) -> i64 {
     best as i64
 }
 
+/// The softmax of one image's `logits` [n_classes].
+pub fn probabilities(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials = logits.iter().map(|&logit| libm::exp(f64::from(logit) - f64::from(largest)));
+    let mut shares: Vec<f64> = exponentials.collect();
+    let sum: f64 = shares.iter().sum();
+    shares.iter_mut().for_each(|share| *share /= sum);
+    shares
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

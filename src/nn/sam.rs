@@ -31,6 +31,19 @@ pub enum Neighbourhood {
     Ball,
     /// A ball whose axes are as long as the weights are large: ASAM.
     Adaptive,
+    /// The same with `T = |w|`, nothing added, as FT-SAM's code has it (Zhu et al., ICCV 2023).
+    Proportional,
+}
+
+impl Neighbourhood {
+    /// What is added to |w|; none in a plain ball.
+    fn offset(self) -> Option<f32> {
+        match self {
+            Neighbourhood::Ball => None,
+            Neighbourhood::Adaptive => Some(ETA),
+            Neighbourhood::Proportional => Some(0.0),
+        }
+    }
 }
 
 /// The perturbation, and the weights that it started from.
@@ -64,9 +77,10 @@ impl Sam {
             return Err(Error::stage("weights were perturbed twice: expected `restore` in between"));
         }
         let isa = Isa::best();
-        let length = match self.neighbourhood {
-            Neighbourhood::Ball => l2::length(isa, grads),
-            Neighbourhood::Adaptive => l2::weighted_length(isa, grads, params, ETA),
+        let offset = self.neighbourhood.offset();
+        let length = match offset {
+            None => l2::length(isa, grads),
+            Some(offset) => l2::weighted_length(isa, grads, params, offset),
         };
         if !length.is_finite() {
             return Err(Error::stage("the gradient for a sharpness-aware step is not finite")
@@ -80,15 +94,15 @@ impl Sam {
         }
         let scale = (self.rho / length) as f32;
         let chunks = params.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK));
-        match self.neighbourhood {
-            Neighbourhood::Ball => chunks.for_each(|(params, grads)| {
+        match offset {
+            None => chunks.for_each(|(params, grads)| {
                 for (weight, &grad) in params.iter_mut().zip(grads) {
                     *weight += scale * grad;
                 }
             }),
-            Neighbourhood::Adaptive => chunks.for_each(|(params, grads)| {
+            Some(offset) => chunks.for_each(|(params, grads)| {
                 for (weight, &grad) in params.iter_mut().zip(grads) {
-                    let t = weight.abs() + ETA;
+                    let t = weight.abs() + offset;
                     *weight += scale * (t * (t * grad));
                 }
             }),
@@ -152,6 +166,19 @@ mod tests {
         };
         check(Ball, &params, &grads, &along(0));
         check(Adaptive, &params, &grads, &along(1));
+    }
+
+    /// What FT-SAM's formula gives in PyTorch, rho = 2.
+    #[test]
+    fn proportional_perturbations_are_those_of_pytorch() {
+        let (mut params, grads) = (values(1, 50), values(2, 50));
+        let expected = crate::nn::golden::floats(&crate::nn::golden::purify()["sam"]);
+        let start = params.clone();
+        Sam::new(Neighbourhood::Proportional, 2.0).unwrap().perturb(&mut params, &grads).unwrap();
+        for ((moved, start), expected) in params.iter().zip(&start).zip(expected) {
+            let got = f64::from(*moved) - f64::from(*start);
+            assert!((got - expected).abs() < 1e-6, "{got} instead of {expected}");
+        }
     }
 
     /// On `w' A w / 2` with A = diag(1, 9): SAM's point is where the loss is largest within rho, to first order.

@@ -21,9 +21,33 @@ fn the_same_key_gives_the_same_bytes_on_one_and_on_two_threads() {
         let project = Project::new();
         project.ok(&["run", SMOKE, "--threads", threads, "--jobs", jobs]);
         project.ok(&["verify"]);
+        check_scores(&project.ok(&["show", SMOKE, "scores", "--format", "csv"]).out);
         project.digests(SMOKE, &[])
     };
     assert_eq!(run("1", "1"), run("2", "2"));
+}
+
+/// The scores of defences name them, count their passes, and stand beside what their stages took.
+fn check_scores(csv: &str) {
+    let lines: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    let at =
+        |column: &str| lines[0].iter().position(|name| *name == column).unwrap_or_else(|| panic!("{column}: {csv}"));
+    for column in ["clean_accuracy", "attack_success", "robust_accuracy", "der", "seconds", "peak_memory"] {
+        assert!(
+            lines[1..].iter().all(|line| line[at(column)].parse::<f64>().is_ok_and(f64::is_finite)),
+            "{column}: {csv}"
+        );
+    }
+    let of = |model: &str, column: &str| lines.iter().find(|line| line[0] == model).unwrap()[at(column)];
+    assert_eq!((of("model", "defence"), of("model", "forward_images")), ("none", ""));
+    // Two passes over 40 images.
+    assert_eq!((of("purified", "defence"), of("purified", "forward_images")), ("fine_tune", "80"));
+    assert_eq!((of("purified", "n_clean"), of("purified", "backward_images")), ("40", "80"));
+    // Beside them: a pass for the diagonal, and three of 40 images for the trace in each of 6 steps.
+    assert_eq!((of("flat", "defence"), of("flat", "forward_images")), ("fip", "840"));
+    assert_eq!((of("sharp", "forward_images"), of("sharp", "backward_images")), ("160", "160"));
+    assert_eq!((of("bounded", "defence"), of("bounded", "forward_images")), ("clp", "0"));
+    assert_eq!((of("lean", "n_clean"), of("lean", "n_held_out")), ("40", "8"));
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! Training, fine-tuning and scoring on a toy that takes seconds: coloured squares, some with a white patch.
 
 use runner::artifact::dataset::{About, Attack, LabelRule, Role};
-use runner::artifact::{CleanSplit, Packed, Split, Table};
+use runner::artifact::{CleanSplit, Model, Packed, Split, Table};
 use runner::error::{Class, Error};
 use runner::events::Event;
 use runner::rng::{Stream, Streams};
 use runner::stage::{Context, Named, Outputs, Stage};
 use runner::stages::evaluate::backdoor::{self, Backdoor};
 use runner::stages::purify::fine_tune::{self, FineTune};
+use runner::stages::purify::{
+    anp, awm, clp, fast_fip, fine_pruning, fip, ft_sam, i_bau, nad, neural_cleanse, nft, repair, rnp,
+};
 use runner::stages::train::classifier::{self, Classifier};
 use runner::store::checkpoint::Checkpoint;
 use serde_json::{Value, json};
@@ -115,7 +118,7 @@ fn context() -> Context {
 }
 
 /// A context that asks to stop after `events` progress reports, with its checkpoint at `path`.
-fn stopping(path: &Path, events: usize) -> Context {
+fn stopping(stage: &str, path: &Path, events: usize) -> Context {
     let stop = Arc::new(AtomicBool::new(false));
     let (flag, left) = (stop.clone(), std::sync::Mutex::new(events));
     let emit = move |event: Event| {
@@ -127,7 +130,7 @@ fn stopping(path: &Path, events: usize) -> Context {
             }
         }
     };
-    let streams = Streams::new(3, Classifier::NAME);
+    let streams = Streams::new(3, stage);
     Context::new(streams, candle_core::Device::Cpu, 1, Checkpoint::at(path), stop, Arc::new(emit))
 }
 
@@ -183,14 +186,14 @@ fn an_interrupted_training_ends_with_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint");
     for events in [1, 2, 1] {
-        let error = train(&stopping(&path, events), &recipe).map(|_| ()).unwrap_err();
+        let error = train(&stopping(Classifier::NAME, &path, events), &recipe).map(|_| ()).unwrap_err();
         assert_eq!(error.class(), Class::Interrupted);
     }
-    assert_eq!(digests(&train(&stopping(&path, usize::MAX), &recipe).unwrap()), whole);
+    assert_eq!(digests(&train(&stopping(Classifier::NAME, &path, usize::MAX), &recipe).unwrap()), whole);
 
     // A checkpoint of another layout costs time, nothing else.
     Checkpoint::at(&path).save(b"something else").unwrap();
-    assert_eq!(digests(&train(&stopping(&path, usize::MAX), &recipe).unwrap()), whole);
+    assert_eq!(digests(&train(&stopping(Classifier::NAME, &path, usize::MAX), &recipe).unwrap()), whole);
 }
 
 #[test]
@@ -324,6 +327,96 @@ fn fine_tuning_goes_on_from_the_model() {
     assert_eq!(table.rows[1][0].text(), Some("purified"));
     let cell = |column: &str| table.rows[1][table.column(column).unwrap()].number().unwrap();
     assert!(cell("clean_accuracy") > 95.0 && cell("der") >= 47.5, "{}", table.to_csv());
+}
+
+/// The backdoored toy, and clean images to repair it with.
+fn to_repair() -> (Model, CleanSplit) {
+    let model = train(&context(), &recipe()).unwrap().model;
+    let images = squares(60, &Streams::new(0, "test/squares").stream("clean"));
+    (model, CleanSplit { about: About { attack: None, ..about() }, images })
+}
+
+fn repaired<S: Stage<Inputs = repair::Inputs>>(
+    cx: &Context,
+    params: &Value,
+    (model, clean): &(Model, CleanSplit),
+) -> Result<S::Outputs, Error> {
+    let inputs = repair::Inputs { model: model.clone(), clean: clean.clone() };
+    S::run(cx, serde_json::from_value(params.clone()).unwrap(), inputs)
+}
+
+/// Interrupted after one and after two reports of progress, the stage ends with the same bytes.
+fn check_resumes<S: Stage<Inputs = repair::Inputs>>(changes: Value, given: &(Model, CleanSplit)) {
+    let params = with(json!({ "epochs": 3, "batch_size": 16, "augment": { "crop": 1, "flip": false } }), changes);
+    let whole = digests(&repaired::<S>(&Context::for_test(3, S::NAME), &params, given).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint");
+    for events in [1, 2] {
+        let error = repaired::<S>(&stopping(S::NAME, &path, events), &params, given).map(|_| ()).unwrap_err();
+        assert_eq!(error.class(), Class::Interrupted, "{}: {error}", S::NAME);
+    }
+    let resumed = repaired::<S>(&stopping(S::NAME, &path, usize::MAX), &params, given).unwrap();
+    assert_eq!(digests(&resumed), whole, "{}", S::NAME);
+}
+
+#[test]
+fn interrupted_defences_end_with_the_same_bytes() {
+    let given = to_repair();
+    check_resumes::<fip::Fip>(json!({ "fisher_batch": 16 }), &given);
+    check_resumes::<fast_fip::FastFip>(json!({ "fisher_batch": 16 }), &given);
+    check_resumes::<ft_sam::FtSam>(json!({}), &given);
+    check_resumes::<nad::Nad>(json!({ "teacher_epochs": 1 }), &given);
+    check_resumes::<anp::Anp>(json!({}), &given);
+    check_resumes::<rnp::Rnp>(json!({ "unlearning_epochs": 2 }), &given);
+    check_resumes::<awm::Awm>(json!({}), &given);
+    check_resumes::<nft::Nft>(json!({}), &given);
+    check_resumes::<fine_pruning::FinePruning>(json!({}), &given);
+}
+
+/// Clean accuracy and attack success of the toy after a defence, in %, and what the table says besides.
+fn scores_after<S: Stage<Inputs = repair::Inputs>>(
+    changes: Value,
+    given: &(Model, CleanSplit),
+    model_of: impl Fn(S::Outputs) -> Model,
+) -> (f64, f64) {
+    let outputs = repaired::<S>(&Context::for_test(3, S::NAME), &changes, given).unwrap();
+    let named = |name: &str, value| Named { name: name.into(), point: Default::default(), value };
+    let models = vec![named("model", given.0.clone()), named("repaired", model_of(outputs))];
+    let table = Backdoor::run(&context(), backdoor::Params::default(), backdoor::Inputs { models, dataset: dataset() })
+        .unwrap();
+    let cell = |row: usize, column: &str| table.rows[row][table.column(column).unwrap()].clone();
+    assert_eq!(cell(0, "defence").text(), Some("none"));
+    assert_eq!(cell(1, "defence").text(), S::NAME.strip_prefix("purify/"));
+    let after = (cell(1, "clean_accuracy").number().unwrap(), cell(1, "attack_success").number().unwrap());
+    eprintln!("{}: {after:?}", S::NAME);
+    after
+}
+
+#[test]
+fn defences_remove_the_toys_backdoor() {
+    let given = to_repair();
+    let plain = json!({ "crop": 1, "flip": false });
+    let tuning = json!({ "epochs": 20, "batch_size": 16, "learning_rate": 0.05, "augment": plain });
+    let check = |name: &str, (accuracy, success): (f64, f64), least: f64, most: f64| {
+        assert!(accuracy >= least && success <= most, "{name}: accuracy {accuracy}, attack success {success}");
+    };
+    let with_fisher = with(tuning.clone(), json!({ "fisher_batch": 16, "eta_f": 0.01, "eta_r": 0.1 }));
+    check("fip", scores_after::<fip::Fip>(with_fisher.clone(), &given, |made| made.model), 90.0, 60.0);
+    check("fast_fip", scores_after::<fast_fip::FastFip>(with_fisher, &given, |made| made.model), 90.0, 100.0);
+    check("ft_sam", scores_after::<ft_sam::FtSam>(tuning.clone(), &given, |made| made.model), 90.0, 60.0);
+    check("nad", scores_after::<nad::Nad>(tuning.clone(), &given, |made| made.model), 90.0, 100.0);
+    check("fp", scores_after::<fine_pruning::FinePruning>(tuning, &given, |made| made.model), 90.0, 100.0);
+    let masks = json!({ "epochs": 20, "batch_size": 16, "augment": plain });
+    check("anp", scores_after::<anp::Anp>(masks.clone(), &given, |made| made.model), 85.0, 100.0);
+    check("rnp", scores_after::<rnp::Rnp>(masks.clone(), &given, |made| made.model), 85.0, 100.0);
+    check("awm", scores_after::<awm::Awm>(masks.clone(), &given, |made| made.model), 85.0, 100.0);
+    check("nft", scores_after::<nft::Nft>(masks, &given, |made| made.model), 90.0, 100.0);
+    check("clp", scores_after::<clp::Clp>(json!({ "u": 1.5 }), &given, |made| made.model), 50.0, 100.0);
+    let rounds = json!({ "batch_size": 20, "learning_rate": 1e-3 });
+    check("i_bau", scores_after::<i_bau::IBau>(rounds, &given, |made| made.model), 85.0, 60.0);
+    let cleanse =
+        json!({ "search_epochs": 40, "epochs": 20, "batch_size": 20, "learning_rate": 0.05, "augment": plain });
+    check("nc", scores_after::<neural_cleanse::NeuralCleanse>(cleanse, &given, |made| made.model), 90.0, 100.0);
 }
 
 #[test]

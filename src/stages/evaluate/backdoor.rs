@@ -15,6 +15,7 @@
 //! subtract it; here it is subtracted.
 
 use crate::artifact::dataset::About;
+use crate::artifact::model::Defence;
 use crate::artifact::table::{Cell, Column};
 use crate::artifact::{Model, Packed, Split, Table};
 use crate::error::{Error, Result, ResultExt};
@@ -85,8 +86,10 @@ impl Stage for Backdoor {
                 true => noisy_scores(cx, &mut network, &normalise, &dataset, params.noise_draws).context(doing())?,
                 false => None,
             };
-            let chosen_by_test = model.value.info.chosen_by_test;
-            scored.push(Scored { name: shown(&model.name), point: &model.point, scores, noisy, chosen_by_test });
+            let info = &model.value.info;
+            let (name, point) = (shown(&model.name), &model.point);
+            let (defence, chosen_by_test) = (info.defence.as_ref(), info.chosen_by_test);
+            scored.push(Scored { name, point, defence, scores, noisy, chosen_by_test });
             cx.progress(i as u64 + 1, models.len() as u64, "models", shown(&model.name));
         }
         let baselines = baselines(&scored, params.baseline.as_deref())?;
@@ -211,6 +214,7 @@ pub fn defence_effectiveness(baseline: (f64, f64), model: (f64, f64)) -> f64 {
 struct Scored<'a> {
     name: String,
     point: &'a std::collections::BTreeMap<String, serde_json::Value>,
+    defence: Option<&'a Defence>,
     scores: Scores,
     /// Means over draws of the in-network noise.
     noisy: Option<[Option<f64>; 4]>,
@@ -317,7 +321,12 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
             "triggered test images classified as their true class, counted over the images of attack_success",
         ),
     ];
+    // Tables of models that no defence has touched stay as narrow as they were.
+    let any_defence = scored.iter().any(|s| s.defence.is_some());
     let mut columns = vec![Column::new("model", "the stage that made the model")];
+    if any_defence {
+        columns.push(Column::new("defence", "the defence that made the model; none for a model as it was trained"));
+    }
     columns.extend(keys.iter().map(|key| Column::new(key, "value in the matrix")));
     columns.extend(four.map(|(name, definition)| share(name, definition)));
     columns.push(share(
@@ -331,6 +340,13 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
         columns.extend(four.map(|(name, definition)| {
             share(&format!("{name}_noise"), &format!("{definition}; mean over {draws} draws of the in-network noise"))
         }));
+    }
+    if any_defence {
+        let passes = |name, what| Column::new(name, what).hidden();
+        columns.push(passes("n_clean", "clean images that the defence was given"));
+        columns.push(passes("n_held_out", "those of them that it only chose thresholds by"));
+        columns.push(passes("forward_images", "images in the defence's forward passes"));
+        columns.push(passes("backward_images", "images in the defence's backward passes"));
     }
     for (k, class) in dataset.about.classes.iter().enumerate() {
         columns.push(
@@ -349,11 +365,20 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
             _ => None,
         };
         let mut row = vec![Cell::from(model.name.as_str())];
+        if any_defence {
+            row.push(model.defence.map_or("none", |defence| &defence.name).into());
+        }
         row.extend(keys.iter().map(|key| model.point.get(*key).map_or(Cell::None, point_cell)));
         row.extend(values.map(Cell::from));
         row.push(der.into());
         if has_draws {
             row.extend(model.noisy.unwrap_or_default().map(Cell::from));
+        }
+        if any_defence {
+            let passes = model
+                .defence
+                .map(|d| [d.n_clean as i64, d.n_held_out as i64, d.work.forward as i64, d.work.backward as i64]);
+            row.extend((0..4).map(|i| Cell::from(passes.map(|passes| passes[i]))));
         }
         let classes = &model.scores.class_accuracy;
         row.extend((0..dataset.about.classes.len()).map(|k| Cell::from(classes.get(k).copied().flatten())));
@@ -412,6 +437,10 @@ fn notes(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
              estimate",
             model.name
         ));
+    }
+    for model in scored {
+        let of_defence = model.defence.map_or(&[][..], |defence| &defence.notes);
+        notes.extend(of_defence.iter().map(|note| format!("{}: {note}", model.name)));
     }
     if any_noise {
         notes.push(match params.noise_draws {
@@ -521,6 +550,7 @@ mod tests {
             [1, 2].iter().map(|&seed| [("seed".to_string(), seed.into())].into()).collect();
         let scores = Scores { clean_accuracy: None, class_accuracy: Vec::new(), attack: None };
         let model = |name: &str, point: usize| Scored {
+            defence: None,
             name: name.into(),
             point: &points[point],
             scores: scores.clone(),

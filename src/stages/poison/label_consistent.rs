@@ -286,6 +286,7 @@ mod tests {
             data: About::default(),
             history: Vec::new(),
             chosen_by_test: false,
+            defence: None,
         };
         Model { info, weights: network.weights() }
     }

@@ -5,13 +5,15 @@
 //! 5e-4, cosine, the augmentation of training. Differs from BackdoorBench: full precision, and the last partial batch
 //! is trained on.
 
-use crate::artifact::{CleanSplit, Model, Table};
-use crate::error::{Error, Result};
+pub use super::repair::{Inputs, Outputs};
+
+use super::repair::Repair;
+use crate::error::Result;
 use crate::kernels::Precision;
-use crate::nn::{optim, predict, schedule};
-use crate::param::{Count, Fraction, NonNegative, Positive};
+use crate::nn::{optim, schedule};
+use crate::param::{Count, Fraction, NonNegative, Positive, valid};
 use crate::stage::{Context, Problem, Resources, Stage};
-use crate::stages::train::fit::{Fit, NoHooks};
+use crate::stages::train::fit::NoHooks;
 use crate::stages::train::recipe::{self, AugmentParams, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,38 +46,19 @@ pub struct Params {
     pub precision: Precision,
 }
 
-/// A default outside its range does not compile.
-mod defaults {
-    use crate::param::{Count, Fraction, NonNegative, Positive};
-
-    const fn checked<T: Copy>(value: Option<T>) -> T {
-        match value {
-            Some(value) => value,
-            None => panic!("a default lies outside its range"),
-        }
-    }
-
-    pub const EPOCHS: Count = checked(Count::new(100));
-    pub const BATCH_SIZE: Count = checked(Count::new(256));
-    pub const LEARNING_RATE: Positive = checked(Positive::new(0.01));
-    pub const MOMENTUM: Fraction = checked(Fraction::new(0.9));
-    pub const WEIGHT_DECAY: NonNegative = checked(NonNegative::new(5e-4));
-    pub const LABEL_SMOOTHING: Fraction = checked(Fraction::new(0.0));
-}
-
 impl Default for Params {
     fn default() -> Params {
         Params {
-            epochs: defaults::EPOCHS,
-            batch_size: defaults::BATCH_SIZE,
+            epochs: const { valid(Count::new(100)) },
+            batch_size: const { valid(Count::new(256)) },
             optimiser: optim::Kind::Sgd,
-            learning_rate: defaults::LEARNING_RATE,
-            momentum: defaults::MOMENTUM,
+            learning_rate: const { valid(Positive::new(0.01)) },
+            momentum: const { valid(Fraction::new(0.9)) },
             nesterov: false,
-            weight_decay: defaults::WEIGHT_DECAY,
+            weight_decay: const { valid(NonNegative::new(5e-4)) },
             schedule: schedule::Params::default(),
             augment: AugmentParams::default(),
-            label_smoothing: defaults::LABEL_SMOOTHING,
+            label_smoothing: Fraction::ZERO,
             precision: Precision::F32,
         }
     }
@@ -98,26 +81,6 @@ impl Params {
             label_smoothing: self.label_smoothing.get(),
             precision: self.precision,
         }
-    }
-}
-
-crate::ports! {
-    /// What it starts from, and all that it sees.
-    pub struct Inputs {
-        /// The model to purify.
-        model: Model,
-        /// Clean images with their labels.
-        clean: CleanSplit,
-    }
-}
-
-crate::ports! {
-    /// What it makes.
-    pub struct Outputs => {
-        /// The purified model.
-        model: Model,
-        /// One row an epoch, measured on the clean split.
-        history: Table,
     }
 }
 
@@ -144,25 +107,13 @@ impl Stage for FineTune {
     }
 
     fn run(cx: &Context, params: Params, Inputs { model, clean }: Inputs) -> Result<Outputs> {
-        if clean.about.classes.len() != model.info.n_classes {
-            return Err(Error::user(format!(
-                "the model tells {} classes apart, the clean split has {}",
-                model.info.n_classes,
-                clean.about.classes.len()
-            ))
-            .hint("take the clean split from the dataset that the model was trained on"));
-        }
-        let (mut network, normalise) = predict::open(&model)?;
+        let mut repair = Repair::begin(cx, model, &clean, Fraction::ZERO)?;
         let recipe = params.recipe();
-        let rows: Vec<usize> = (0..clean.images.len()).collect();
-        let fit = Fit { cx, recipe: &recipe, split: &clean.images, rows: &rows, normalise: &normalise };
-        let history = fit.run(&mut network, &mut NoHooks)?;
+        let history = repair.fit(&recipe, &mut NoHooks)?;
         if let Some(last) = history.rows.last() {
-            cx.headline(format!("{} images, train {:.1} %", rows.len(), last.accuracy));
+            cx.headline(format!("{} images, train {:.1} %", repair.rows.len(), last.accuracy));
         }
-
-        let mut info = model.info;
-        info.history.push(format!("purify/fine_tune: {} images, {}", rows.len(), recipe.summary()));
-        Ok(Outputs { model: Model { info, weights: network.weights() }, history: history.table(&clean.about.classes) })
+        let history = repair.table(&history);
+        Ok(Outputs { model: repair.end(FineTune::NAME, &recipe.summary(), Vec::new()), history })
     }
 }

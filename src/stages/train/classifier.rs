@@ -299,6 +299,7 @@ impl Stage for Classifier {
             data: about.clone(),
             history: vec![format!("train/classifier: {}, epoch {} kept{by}", recipe.summary(), chosen.epoch)],
             chosen_by_test: params.legacy,
+            defence: None,
         };
         Ok(Outputs { model: Model { info, weights: network.weights() }, trace, history: table })
     }

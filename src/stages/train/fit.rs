@@ -17,7 +17,7 @@ use crate::error::{Class, Error, Result};
 use crate::nn::augment::{self, Normalise};
 use crate::nn::optim::Optimiser;
 use crate::nn::schedule::{Plateau, Schedule};
-use crate::nn::{Mode, Network, loss, predict};
+use crate::nn::{Mode, Network, Work, loss, predict};
 use crate::stage::Context;
 use std::time::{Duration, Instant};
 
@@ -56,15 +56,50 @@ pub struct Verdict {
     pub stop: bool,
 }
 
+/// One step after its forward pass, as hooks see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// Its number over all epochs, from 0.
+    pub number: usize,
+    /// What went through the network: normalised, [n, H, W, 3].
+    pub images: &'a [f32],
+    /// [n]
+    pub labels: &'a [i64],
+    /// The gradient of the mean cross-entropy on the logits, [n, K].
+    pub grad_logits: &'a [f32],
+}
+
 /// What a stage adds to the loop.
 pub trait Hooks {
-    /// The backward pass of one step. `grad_logits` [n, K] is the gradient of the mean cross-entropy; a stage with
-    /// losses on inner layers hands theirs to [`Network::backward_from`].
+    /// Which statistics the forward pass of a step uses.
+    fn mode(&self) -> Mode {
+        Mode::Train
+    }
+
+    /// Changes the images of a step, normalised, [n, H, W, 3], before its forward pass; `number` counts steps over all
+    /// epochs, from 0.
+    fn prepare(&mut self, _number: usize, _images: &mut [f32], _labels: &[i64]) {}
+
+    /// The backward pass of one step. What it leaves in [`Network::grads`] is what [`Hooks::update`] goes by: a stage
+    /// with losses on inner layers hands theirs to [`Network::backward_from`], one with a regulariser adds its gradient
+    /// to [`Network::grads_mut`], one with several passes runs them.
     ///
     /// # Errors
     /// What the backward pass says.
-    fn backward(&mut self, network: &mut Network, grad_logits: &[f32]) -> Result<()> {
-        network.backward(grad_logits)
+    fn backward(&mut self, network: &mut Network, step: &Step) -> Result<()> {
+        network.backward(step.grad_logits)
+    }
+
+    /// Number of values that the optimiser moves.
+    fn n_trained(&self, network: &Network) -> usize {
+        network.n_parameters()
+    }
+
+    /// The optimiser's step. A stage that trains something else than all parameters moves that, and sets the parameters
+    /// that follow from it.
+    fn update(&mut self, network: &mut Network, optimiser: &mut Optimiser, rate: f64) {
+        let (params, grads) = network.params_and_grads();
+        optimiser.step(params, grads, rate);
     }
 
     /// Whether the backward pass is the plain one, so that a GPU may run whole epochs without asking.
@@ -156,7 +191,7 @@ impl Fit<'_> {
         let n_steps = rows.len().div_ceil(recipe.batch_size);
         let mut now = Progress {
             at: Position { epoch: 0, step: 0, stopped: false, tally: Tally::new(n_classes) },
-            optimiser: Optimiser::new(recipe.optimiser, network.n_parameters()),
+            optimiser: Optimiser::new(recipe.optimiser, hooks.n_trained(network)),
             schedule: Schedule::new(&recipe.schedule, recipe.learning_rate, recipe.epochs, n_steps),
             history: History::default(),
         };
@@ -246,8 +281,11 @@ impl Fit<'_> {
         labels.clear();
         labels.extend(batch.iter().map(|&row| split.label[row]));
         let rate = now.schedule.rate(now.at.epoch, step);
+        let number = now.at.epoch * n_steps + step;
+        let images = &mut images[..n * split.image_bytes()];
+        hooks.prepare(number, images, labels);
 
-        let logits = network.forward(&images[..n * split.image_bytes()], n, Mode::Train)?; // [n, K]
+        let logits = network.forward(images, n, hooks.mode())?; // [n, K]
         loss::cross_entropy_into(logits, labels, n_classes, recipe.label_smoothing, (losses, grad_logits))?; // [n], [n, K]
         if let Some(bad) = losses.iter().find(|loss| !loss.is_finite()) {
             return Err(not_finite(*bad, now.at.epoch, (step, n_steps), rate));
@@ -257,9 +295,8 @@ impl Fit<'_> {
         {
             now.at.tally.add(loss, label, split.role[row], predict::class(logits));
         }
-        hooks.backward(network, grad_logits)?;
-        let (params, grads) = network.params_and_grads();
-        now.optimiser.step(params, grads, rate);
+        hooks.backward(network, &Step { number, images, labels, grad_logits })?;
+        hooks.update(network, &mut now.optimiser, rate);
         Ok(())
     }
 
@@ -286,6 +323,9 @@ impl Fit<'_> {
         out.count(now.at.step as u64);
         out.count(u64::from(now.at.stopped));
         now.at.tally.save(&mut out);
+        let Work { forward, backward } = network.work();
+        out.count(forward);
+        out.count(backward);
         out.floats(network.params());
         out.floats(network.buffers());
         let (steps, first, second) = now.optimiser.state();
@@ -309,6 +349,7 @@ impl Fit<'_> {
         }
         let (epoch, step, stopped) = (from.count()? as usize, from.count()? as usize, from.count()? != 0);
         let tally = Tally::restore(from, network.config().n_classes)?;
+        let work = Work { forward: from.count()?, backward: from.count()? };
         let (params, buffers) = (from.floats()?, from.floats()?);
         if (params.len(), buffers.len()) != (network.params().len(), network.buffers().len()) {
             return None;
@@ -321,6 +362,7 @@ impl Fit<'_> {
         hooks.restore(from)?;
         network.params_mut().copy_from_slice(&params);
         network.buffers_mut().copy_from_slice(&buffers);
+        network.set_work(work);
         *now = Progress { at: Position { epoch, step, stopped, tally }, optimiser, schedule, history };
         Some(())
     }
@@ -378,13 +420,14 @@ mod tests {
     }
 
     impl Hooks for StopAt {
-        fn backward(&mut self, network: &mut Network, grad_logits: &[f32]) -> Result<()> {
+        fn backward(&mut self, network: &mut Network, step: &Step) -> Result<()> {
+            assert_eq!(step.number as u64, self.n_steps);
             self.n_steps += 1;
             self.at = self.at.saturating_sub(1);
             if self.at == 0 {
                 self.flag.store(true, Ordering::Relaxed);
             }
-            network.backward(grad_logits)
+            network.backward(step.grad_logits)
         }
 
         fn save(&self, out: &mut Writer) {
@@ -398,7 +441,7 @@ mod tests {
     }
 
     /// Trains 22 noise images in batches of 8 for 3 epochs, with an end after `at` steps.
-    fn train(checkpoint: &Path, at: usize, kind: optim::Kind) -> Result<(Vec<f32>, History, u64)> {
+    fn train(checkpoint: &Path, at: usize, kind: optim::Kind) -> Result<(Vec<f32>, History, u64, Work)> {
         let (size, n) = ((8, 8), 22);
         let mut stream = Streams::new(0, "test/noise").stream("pixels");
         let pixels = (0..n * 192).map(|_| stream.below(256) as u8).collect();
@@ -429,7 +472,7 @@ mod tests {
         let fit = Fit { cx: &cx, recipe: &recipe, split: &split, rows: &rows, normalise: &Normalise::none() };
         let mut hooks = StopAt { at, flag, n_steps: 0 };
         let history = fit.run(&mut network, &mut hooks)?;
-        Ok(([network.params(), network.buffers()].concat(), history, hooks.n_steps))
+        Ok(([network.params(), network.buffers()].concat(), history, hooks.n_steps, network.work()))
     }
 
     #[test]
@@ -438,6 +481,7 @@ mod tests {
         for kind in [optim::Kind::Sgd, optim::Kind::Adamw] {
             let whole = train(&dir.path().join("never"), usize::MAX, kind).unwrap();
             assert_eq!((whole.1.rows.len(), whole.2), (3, 9));
+            assert_eq!(whole.3, Work { forward: 66, backward: 66 });
             for at in [1, 3, 5] {
                 let path = dir.path().join(format!("{}-{at}", kind.name()));
                 let error = train(&path, at, kind).unwrap_err();

@@ -4,7 +4,7 @@
 use super::{Fit, Hooks, PROGRESS_EVERY, Progress, SAVE_WITHIN_EPOCH_EVERY, Saver, not_finite};
 use crate::error::{Error, Result};
 use crate::nn::engine::{Epoch, Trainer};
-use crate::nn::{Network, augment};
+use crate::nn::{Network, Work, augment};
 use crate::rng::Stream;
 use std::time::Instant;
 
@@ -55,7 +55,7 @@ pub(super) fn epoch(
         trainer.step(network)?;
         launched += 1;
         if told.elapsed() >= PROGRESS_EVERY {
-            count(fit, trainer, now, (order, launched), &rates)?;
+            count(fit, trainer, network, now, (order, launched), &rates)?;
             fit.tell(now, n_steps, first_step + launched as u64);
             *told = Instant::now();
         }
@@ -78,7 +78,7 @@ fn settle(
     launched: (&[usize], usize),
     rates: &[f64],
 ) -> Result<()> {
-    count(fit, trainer, now, launched, rates)?;
+    count(fit, trainer, network, now, launched, rates)?;
     trainer.finish(network, &mut now.optimiser)
 }
 
@@ -86,11 +86,13 @@ fn settle(
 fn count(
     fit: &Fit,
     trainer: &mut Trainer,
+    network: &mut Network,
     now: &mut Progress,
     (order, launched): (&[usize], usize),
     rates: &[f64],
 ) -> Result<()> {
     let Fit { recipe, split, .. } = *fit;
+    let Work { mut forward, mut backward } = network.work();
     let counted = (now.at.step * recipe.batch_size).min(order.len());
     for (i, outcome) in trainer.collect()?.into_iter().enumerate() {
         let (row, step) = (order[counted + i], (counted + i) / recipe.batch_size);
@@ -98,7 +100,9 @@ fn count(
             return Err(not_finite(outcome.loss, now.at.epoch, (step, rates.len()), rates[step]));
         }
         now.at.tally.add(outcome.loss, split.label[row], split.role[row], outcome.predicted);
+        (forward, backward) = (forward + 1, backward + 1);
     }
+    network.set_work(Work { forward, backward });
     now.at.step = launched;
     Ok(())
 }
