@@ -221,7 +221,7 @@ impl Fit<'_> {
             if let Some(trainer) = &mut trainer {
                 let streams = (&augment, is_noisy.then_some(&noise));
                 let clocks = (&mut saver, &mut told);
-                on_device::epoch(self, trainer, network, hooks, &mut now, clocks, &order, streams)?;
+                on_device::epoch(self, trainer, network, hooks, &mut now, clocks, &ordered, streams)?;
             }
             for (step, batch) in ordered.chunks(recipe.batch_size).enumerate().skip(now.at.step) {
                 if cx.should_stop() {
