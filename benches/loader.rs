@@ -2,12 +2,17 @@
 //!
 //! 50,000 random 32x32 images in a file of our writer; batches of 512 in random order; flip, translation by up to 4,
 //! cutout of 8, normalisation to f32 and the labels; on one and on two threads. FFCV's loader (the same file) and
-//! torchvision's (the same pixels, and a fifth of them a round) do the same work in the same run, as processes of
+//! torchvision's (the same pixels, and five batches of them a round) do the same work in the same run, as processes of
 //! `benches/peers/loader.py` under `PYTHON` or `python3`, in turn with ours. Images a second are medians over the
-//! rounds, of whole epochs: the order is drawn within the clock, compilation and the first epoch lie outside.
+//! rounds, of whole epochs: the order is drawn within the clock, compilation and the first epoch lie outside. A ratio
+//! is our speed over theirs, the median over the rounds; by the clock, and by the CPU time of all threads and
+//! processes, which other programs on the machine disturb less.
 //!
 //! Then what the loader costs a training: ResNet-8, batch 64, loaded and trained on in turn, against the next batch
 //! being loaded while a step runs.
+
+#[path = "measure/process.rs"]
+mod process;
 
 use runner::artifact::beton::{format::PAGE_SIZE, open_split, write_split};
 use runner::artifact::{Files, Split};
@@ -23,7 +28,9 @@ use std::time::Instant;
 const IMAGES: usize = 50_000;
 const BATCH: usize = 512;
 const THREADS: [usize; 2] = [1, 2];
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
+/// Epochs of ours in a round, which then takes a good part of the time that FFCV needs for one.
+const EPOCHS: usize = 4;
 const AUGMENT: Augment = Augment { crop: 4, flip: true, cutout: 8 };
 
 fn main() {
@@ -39,7 +46,7 @@ fn main() {
     let mut ours = THREADS.map(|threads| Ours::new(&split, &normalise, threads));
     for round in 0..=ROUNDS {
         for (i, threads) in THREADS.into_iter().enumerate() {
-            let rate = ours[i].epoch(round);
+            let rate = ours[i].epochs(round * EPOCHS..(round + 1) * EPOCHS);
             // The first round is there to warm up.
             if round > 0 {
                 ours[i].rates.push(rate);
@@ -62,6 +69,13 @@ fn write_files(beton: &Path, pixels: &Path) {
     write_split(&split, PAGE_SIZE, &mut file).and_then(|()| Ok(file.flush()?)).expect("room for the file");
 }
 
+/// Images a second, by the clock and by the CPU time of all threads; the latter is NaN where the system does not tell.
+#[derive(Clone, Copy)]
+struct Rate {
+    clock: f64,
+    cpu: f64,
+}
+
 /// Our loader, as training uses it.
 struct Ours<'a> {
     split: &'a Split,
@@ -71,8 +85,7 @@ struct Ours<'a> {
     order: Vec<usize>,
     images: Vec<f32>,
     labels: Vec<i64>,
-    /// Images a second.
-    rates: Vec<f64>,
+    rates: Vec<Rate>,
 }
 
 impl<'a> Ours<'a> {
@@ -90,21 +103,26 @@ impl<'a> Ours<'a> {
         }
     }
 
-    /// Loads every image once; images a second.
-    fn epoch(&mut self, epoch: usize) -> f64 {
+    /// Loads every image once an epoch.
+    fn epochs(&mut self, epochs: std::ops::Range<usize>) -> Rate {
         let Ours { split, normalise, pool, streams: (order_stream, stream), order, images, labels, .. } = self;
+        let (start, cpu) = (Instant::now(), process::cpu_seconds());
+        let n = (epochs.len() * IMAGES) as f64;
         pool.install(|| {
-            let start = Instant::now();
-            order_stream.at(epoch as u64).shuffle(order);
-            for rows in order.chunks(BATCH) {
-                let images = &mut images[..rows.len() * split.image_bytes()];
-                augmented(split, rows, normalise, (AUGMENT, stream, epoch), images).expect("rows of the split");
-                labels.clear();
-                labels.extend(rows.iter().map(|&row| split.label[row]));
-                std::hint::black_box((&images, &labels));
+            for epoch in epochs {
+                order_stream.at(epoch as u64).shuffle(order);
+                for rows in order.chunks(BATCH) {
+                    let images = &mut images[..rows.len() * split.image_bytes()];
+                    augmented(split, rows, normalise, (AUGMENT, stream, epoch), images).expect("rows of the split");
+                    labels.clear();
+                    labels.extend(rows.iter().map(|&row| split.label[row]));
+                    std::hint::black_box((&images, &labels));
+                }
             }
-            IMAGES as f64 / start.elapsed().as_secs_f64()
-        })
+        });
+        let clock = start.elapsed().as_secs_f64();
+        let cpu = process::cpu_seconds().zip(cpu).map_or(f64::NAN, |(now, before)| now - before);
+        Rate { clock: n / clock, cpu: n / cpu }
     }
 }
 
@@ -113,8 +131,8 @@ struct Peer {
     name: &'static str,
     process: Option<(Child, ChildStdin, BufReader<ChildStdout>)>,
     version: String,
-    /// Images a second, by number of threads.
-    rates: [Vec<f64>; THREADS.len()],
+    /// By number of threads.
+    rates: [Vec<Rate>; THREADS.len()],
 }
 
 impl Peer {
@@ -153,13 +171,14 @@ impl Peer {
     }
 
     fn epoch(&mut self, i: usize, threads: usize) {
-        let images = if self.name == "torchvision" { IMAGES / 5 } else { IMAGES };
+        let images = if self.name == "torchvision" { 5 * BATCH } else { IMAGES };
         if let Some((_, stdin, _)) = &mut self.process
             && writeln!(stdin, "{threads} {images}").is_ok()
             && let Some(said) = self.answer()
             && let (Some(images), Some(seconds)) = (said["images"].as_f64(), said["seconds"].as_f64())
         {
-            self.rates[i].push(images / seconds);
+            let cpu = said["cpu_seconds"].as_f64().unwrap_or(f64::NAN);
+            self.rates[i].push(Rate { clock: images / seconds, cpu: images / cpu });
         }
     }
 
@@ -182,34 +201,57 @@ impl Drop for Peer {
 fn report(ours: &[Ours; THREADS.len()], peers: &[Peer], as_json: bool) {
     if !as_json {
         println!("{IMAGES} images of 32x32, batch {BATCH}: flip, translate 4, cutout 8, normalise to f32");
-        println!("{:<24} {:>7} {:>12} {:>23} {:>9}", "loader", "threads", "images/s", "smallest .. largest", "ratio");
+        println!(
+            "{:<30} {:>7} {:>10} {:>20} {:>12} {:>7} {:>9}",
+            "loader", "threads", "images/s", "range", "a CPU second", "ratio", "CPU ratio"
+        );
     }
     for (i, threads) in THREADS.into_iter().enumerate() {
-        let rate = median(&ours[i].rates);
+        let ours = &ours[i].rates;
         if !as_json {
-            row("runner", threads, &ours[i].rates, "");
+            row("runner", threads, ours, "");
         }
         for peer in peers {
-            let theirs = (peer.rates[i].len() == ROUNDS).then(|| median(&peer.rates[i]));
-            let ratio = theirs.map(|theirs| rate / theirs);
+            let theirs = &peer.rates[i];
+            let is_there = theirs.len() == ROUNDS;
+            let ratio = |pick: fn(&Rate) -> f64| {
+                let rounds = ours.iter().zip(theirs).map(|(ours, theirs)| pick(ours) / pick(theirs));
+                median(&rounds.collect::<Vec<_>>())
+            };
+            let (ratio, cpu_ratio) = (ratio(|rate| rate.clock), ratio(|rate| rate.cpu));
             if as_json {
+                let if_there = |value: f64| (is_there && value.is_finite()).then_some(value);
                 let line = json!({
-                    "loader": "runner", "batch": BATCH, "threads": threads, "images_per_s": rate.round(),
-                    "peer": peer.name, "peer_version": theirs.map(|_| &peer.version),
-                    "peer_images_per_s": theirs.map(f64::round), "ratio": ratio,
+                    "loader": "runner", "batch": BATCH, "threads": threads,
+                    "images_per_s": middle(ours, |rate| rate.clock).round(),
+                    "images_per_cpu_s": middle(ours, |rate| rate.cpu).round(),
+                    "peer": peer.name, "peer_version": is_there.then_some(&peer.version),
+                    "peer_images_per_s": if_there(middle(theirs, |rate| rate.clock).round()),
+                    "peer_images_per_cpu_s": if_there(middle(theirs, |rate| rate.cpu).round()),
+                    "ratio": if_there(ratio), "cpu_ratio": if_there(cpu_ratio),
                 });
                 println!("{line}");
-            } else if let Some(ratio) = ratio {
-                row(&format!("{} {}", peer.name, peer.version), threads, &peer.rates[i], &format!("{ratio:.1}"));
+            } else if is_there {
+                row(
+                    &format!("{} {}", peer.name, peer.version),
+                    threads,
+                    theirs,
+                    &format!("{ratio:>7.1} {cpu_ratio:>9.1}"),
+                );
             }
         }
     }
 }
 
-fn row(name: &str, threads: usize, rates: &[f64], ratio: &str) {
-    let range = |pick: fn(f64, f64) -> f64| rates.iter().copied().reduce(pick).unwrap_or_default();
-    let (low, high) = (range(f64::min), range(f64::max));
-    println!("{name:<24} {threads:>7} {:>12.0} {:>10.0} .. {high:>9.0} {ratio:>9}", median(rates), low);
+fn row(name: &str, threads: usize, rates: &[Rate], ratios: &str) {
+    let of_all = |pick: fn(f64, f64) -> f64| rates.iter().map(|rate| rate.clock).reduce(pick).unwrap_or_default();
+    let range = format!("{:.0} .. {:.0}", of_all(f64::min), of_all(f64::max));
+    let (clock, cpu) = (middle(rates, |rate| rate.clock), middle(rates, |rate| rate.cpu));
+    println!("{name:<30} {threads:>7} {clock:>10.0} {range:>20} {cpu:>12.0} {ratios}");
+}
+
+fn middle(rates: &[Rate], pick: fn(&Rate) -> f64) -> f64 {
+    median(&rates.iter().map(pick).collect::<Vec<_>>())
 }
 
 /// Steps of ResNet-8 on batches of 64, each loaded before the step or during the one before.

@@ -1,10 +1,14 @@
 //! Trains ResNet-20 on images from files and writes all that another library needs to do the same, and what came out:
 //! our side of `tests/peers/torch_curve.py`.
 //!
-//! `curve FOLDER EPOCHS BATCH RATE` reads `train.u8` and `test.u8` ([n, 32, 32, 3]), `train_labels.u8` and
-//! `test_labels.u8` in FOLDER, and writes there `initial.safetensors`, `order.u32` (the rows of each epoch, [epochs, n]),
-//! `losses.f64` (the mean loss of every step) and `accuracies.f64` (on the test images, in percent, after every epoch).
-//! SGD with momentum 0.9 and weight decay 5e-4; no augmentation; the rate stays as it is.
+//! `curve FOLDER EPOCHS BATCH RATE START` reads `train.u8` and `test.u8` ([n, 32, 32, 3]), `train_labels.u8` and
+//! `test_labels.u8` in FOLDER, and writes there `initial.safetensors`, `order.u32` (the rows of each epoch,
+//! [epochs, n]), `losses.f64` (the mean loss of every step) and `accuracies.f64` (on the test images, in percent, after
+//! every epoch). SGD with momentum 0.9 and weight decay 5e-4; no augmentation; the rate stays as it is.
+//! `before_K.safetensors` has the weights before step K, for the first 20 steps and the one after them.
+//!
+//! Start 0 has the weights of seed 0; in the starts 1, 2, ... each of them is moved up or down by one part in 2^23, at
+//! random: what rounding alone does to a training is seen in how these differ.
 
 use runner::artifact::Split;
 use runner::artifact::model::to_safetensors;
@@ -17,16 +21,20 @@ use std::path::Path;
 
 const CLASSES: usize = 10;
 
+/// Steps that are compared one by one.
+const FIRST: usize = 20;
+
 /// Mean and standard deviation of CIFAR-10's channels, as recipes quote them; `torch_curve.py` has the same.
 const MEAN: [f64; 3] = [0.4914, 0.4822, 0.4465];
 const STD: [f64; 3] = [0.2470, 0.2435, 0.2616];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, epochs, batch, rate] = arguments.as_slice() else {
-        return Err(Error::user("expected FOLDER EPOCHS BATCH RATE"));
+    let [folder, epochs, batch, rate, start] = arguments.as_slice() else {
+        return Err(Error::user("expected FOLDER EPOCHS BATCH RATE START"));
     };
     let (folder, epochs, batch, rate) = (Path::new(folder), number(epochs)?, number(batch)?, number(rate)?);
+    let start: u64 = number(start)?;
     let (train, test) = (split(folder, "train")?, split(folder, "test")?);
     let normalise = Normalise::new(MEAN, STD)?;
     let streams = Streams::new(0, "curve");
@@ -34,6 +42,12 @@ fn main() -> Result<()> {
     let config = Config { architecture, n_classes: CLASSES, size: (32, 32), sigma_xt: 0.0, sigma_ty: 0.0 };
     let mut network = Network::new(&config)?;
     network.init(&streams.stream("init"));
+    if start > 0 {
+        let mut signs = streams.stream("start").at(start);
+        for weight in network.params_and_grads().0 {
+            *weight *= if signs.chance(0.5) { 1.0 + f32::EPSILON } else { 1.0 - f32::EPSILON };
+        }
+    }
     write(folder, "initial.safetensors", to_safetensors(&network.weights())?)?;
     let order = streams.stream("order");
     let orders: Vec<Vec<usize>> = (0..epochs).map(|epoch| order.at(epoch as u64).permutation(train.len())).collect();
@@ -45,6 +59,10 @@ fn main() -> Result<()> {
     let mut images = vec![0.0; batch * train.image_bytes()];
     for order in &orders {
         for rows in order.chunks(batch) {
+            if losses.len() <= FIRST {
+                let weights = to_safetensors(&network.weights())?;
+                write(folder, &format!("before_{}.safetensors", losses.len()), weights)?;
+            }
             let images = &mut images[..rows.len() * train.image_bytes()]; // [n, H, W, 3]
             augment::plain(&train, rows, &normalise, images)?;
             let labels: Vec<i64> = rows.iter().map(|&row| train.label[row]).collect();
