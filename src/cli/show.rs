@@ -124,7 +124,7 @@ fn with_costs(mut table: Table, node: &Node, hits: &[Option<Hit>]) -> Table {
         return table;
     };
     let is_same = |(row, source): (&Vec<Cell>, &Source)| {
-        row[model].text().is_some_and(|name| name == source.label.trim_end_matches(".model"))
+        row[model].text().is_some_and(|name| name == source.label.strip_suffix(".model").unwrap_or(&source.label))
     };
     if table.rows.len() != sources.len() || !table.rows.iter().zip(sources).all(is_same) {
         return table;

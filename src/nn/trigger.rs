@@ -165,7 +165,7 @@ pub fn search(
     network.want_input_grad(true);
     let mut trigger = Trigger::draw(split.size, &mut stream.at(0));
     let mut adam = Adam {
-        steps: 0,
+        steps: 0.0,
         rate: how.rate,
         mask: Moments::new(trigger.mask.len()),
         pattern: Moments::new(trigger.pattern.len()),
@@ -242,7 +242,7 @@ impl Moments {
 
 /// Adam (Kingma & Ba 2015) on a few thousand values.
 struct Adam {
-    steps: i32,
+    steps: f64,
     rate: f64,
     mask: Moments,
     pattern: Moments,
@@ -250,8 +250,9 @@ struct Adam {
 
 impl Adam {
     fn step(&mut self, trigger: &mut Trigger, on_mask: &[f32], on_pattern: &[f32]) {
-        self.steps += 1;
-        let (first_share, second_share) = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
+        self.steps += 1.0;
+        let share = |beta| 1.0 - libm::pow(beta, self.steps);
+        let (first_share, second_share) = (share(BETAS.0), share(BETAS.1));
         let parts =
             [(&mut self.mask, &mut trigger.mask, on_mask), (&mut self.pattern, &mut trigger.pattern, on_pattern)];
         for (Moments { first, second }, values, gradient) in parts {
