@@ -145,12 +145,13 @@ fn stage(name: Key, item: Item, axes: &[Axis], problems: &mut Diagnostics) -> Op
                 .label("expected letters, digits, `_` and `-`"),
         );
     }
-    let problem = wrong(&format!("stages.{}", name.name), "a table", &item)
-        .hint(format!("write `[stages.{}]` and below it `stage = \"family/name\"`", name.name));
-    let Value::Table(mut params) = item.value else {
-        problems.push(problem);
-        return None;
-    };
+    if item.as_table().is_none() {
+        problems.push(
+            wrong(&format!("stages.{}", name.name), "a table", &item)
+                .hint(format!("write `[stages.{}]` and below it `stage = \"family/name\"`", name.name)),
+        );
+    }
+    let Value::Table(mut params) = item.value else { return None };
     let mut used = Vec::new();
     matrix::table_references(&params, axes, &mut used, problems);
     used.sort_unstable();

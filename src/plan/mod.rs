@@ -158,6 +158,9 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> Names<'a> {
     Names { numbers: names.enumerate().map(|(number, name)| (name, number)).collect() }
 }
 
+/// From so many stages on, a second thread pays.
+const MANY: usize = 128;
+
 /// Every stage, at every setting of the matrix keys that it mentions itself.
 struct Stages {
     all: Vec<Settings>,
@@ -196,7 +199,25 @@ impl Settings {
 }
 
 impl Stages {
+    /// Stages do not depend on each other here: the second half of many is resolved on a thread of its own.
     fn resolve(decls: &[StageDecl], axes: &[Axis], names: &Names<'_>, problems: &mut Diagnostics) -> Stages {
+        if decls.len() < MANY {
+            return Stages { all: Stages::settings(decls, axes, names, problems) };
+        }
+        let (first, second) = decls.split_at(decls.len() / 2);
+        let mut of_second = problems.clone();
+        let n_before = problems.len();
+        let (mut all, rest) = std::thread::scope(|scope| {
+            let rest = scope.spawn(|| Stages::settings(second, axes, names, &mut of_second));
+            let all = Stages::settings(first, axes, names, problems);
+            (all, rest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        problems.take_up(of_second, n_before);
+        all.extend(rest);
+        Stages { all }
+    }
+
+    fn settings(decls: &[StageDecl], axes: &[Axis], names: &Names<'_>, problems: &mut Diagnostics) -> Vec<Settings> {
         let all = decls.iter().map(|decl| {
             let sizes: Vec<(usize, usize)> = decl.axes.iter().map(|axis| (*axis, axes[*axis].values.len())).collect();
             let n_settings = sizes.iter().map(|(_, size)| size).product();
@@ -207,7 +228,7 @@ impl Stages {
             }
             settings
         });
-        Stages { all: all.collect() }
+        all.collect()
     }
 
     /// Stage number `stage` at the point with these indices on the axes.

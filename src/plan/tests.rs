@@ -59,6 +59,27 @@ fn sources_come_first_then_the_order_of_the_file() {
     assert_eq!(labels(&independent), ["z", "a", "m"]);
 }
 
+/// Many stages are resolved on two threads: the plan and the problems are those of one.
+#[test]
+fn many_stages_are_planned_as_few_are() {
+    let text = |wrong: &[usize]| {
+        let stage = |i: usize| {
+            let key = if wrong.contains(&i) { "valeu" } else { "value" };
+            format!("[stages.s{i}]\nstage = \"test/echo\"\n{key} = {i}.0\n")
+        };
+        format!("name = \"many\"\n{}", (0..2 * MANY).map(stage).collect::<String>())
+    };
+    let plan = good(&text(&[]));
+    for (i, node) in plan.nodes.iter().enumerate() {
+        assert_eq!((&node.stage, &node.params["value"]), (&format!("s{i}"), &json!(i as f64)));
+    }
+    let error = plan_with(&text(&[1, MANY, 2 * MANY - 1]), &Options::default()).err().unwrap().to_string();
+    for i in [1, MANY, 2 * MANY - 1] {
+        assert_eq!(error.matches(&format!("stage `s{i}` ")).count(), 1, "{error}");
+    }
+    assert_eq!(error.matches("error:").count(), 3, "{error}");
+}
+
 #[test]
 fn parameters_are_complete_and_sorted() {
     let plan = good(CHAIN);
