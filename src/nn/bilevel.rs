@@ -97,7 +97,7 @@ pub fn hyper_gradient(
         }
     }
     let mut mixed = vec![0.0; gradient.len()];
-    differences(network, inner, d, &v, &mut product, Some(&mut mixed))?;
+    differences(network, inner, d, &v, &mut product, Some(&mut mixed[..]))?;
     gradient.iter_mut().zip(&mixed).for_each(|(g, mixed)| *g -= (how.step as f32) * mixed);
     Ok(loss)
 }
@@ -109,7 +109,7 @@ fn differences(
     d: &[f32],
     v: &[f32],
     on_d: &mut [f32],
-    mut on_weights: Option<&mut Vec<f32>>,
+    mut on_weights: Option<&mut [f32]>,
 ) -> Result<()> {
     let length = v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     on_d.fill(0.0);

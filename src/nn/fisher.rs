@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn all_signs() -> impl Iterator<Item = [f32; N]> {
-        (0..1 << N).map(|bits: u32| std::array::from_fn(|k| if bits >> k & 1 == 1 { 1.0 } else { -1.0 }))
+        (0..1 << N).map(|bits: u32| std::array::from_fn(|k| if (bits >> k) & 1 == 1 { 1.0 } else { -1.0 }))
     }
 
     #[test]

@@ -8,9 +8,7 @@ use runner::rng::{Stream, Streams};
 use runner::stage::{Context, Named, Outputs, Stage};
 use runner::stages::evaluate::backdoor::{self, Backdoor};
 use runner::stages::purify::fine_tune::{self, FineTune};
-use runner::stages::purify::{
-    anp, awm, clp, fast_fip, fine_pruning, fip, ft_sam, i_bau, nad, neural_cleanse, nft, repair, rnp,
-};
+use runner::stages::purify::{anp, awm, fast_fip, fine_pruning, fip, ft_sam, nad, nft, repair, rnp};
 use runner::stages::train::classifier::{self, Classifier};
 use runner::store::checkpoint::Checkpoint;
 use serde_json::{Value, json};
@@ -371,52 +369,6 @@ fn interrupted_defences_end_with_the_same_bytes() {
     check_resumes::<awm::Awm>(json!({}), &given);
     check_resumes::<nft::Nft>(json!({}), &given);
     check_resumes::<fine_pruning::FinePruning>(json!({}), &given);
-}
-
-/// Clean accuracy and attack success of the toy after a defence, in %, and what the table says besides.
-fn scores_after<S: Stage<Inputs = repair::Inputs>>(
-    changes: Value,
-    given: &(Model, CleanSplit),
-    model_of: impl Fn(S::Outputs) -> Model,
-) -> (f64, f64) {
-    let outputs = repaired::<S>(&Context::for_test(3, S::NAME), &changes, given).unwrap();
-    let named = |name: &str, value| Named { name: name.into(), point: Default::default(), value };
-    let models = vec![named("model", given.0.clone()), named("repaired", model_of(outputs))];
-    let table = Backdoor::run(&context(), backdoor::Params::default(), backdoor::Inputs { models, dataset: dataset() })
-        .unwrap();
-    let cell = |row: usize, column: &str| table.rows[row][table.column(column).unwrap()].clone();
-    assert_eq!(cell(0, "defence").text(), Some("none"));
-    assert_eq!(cell(1, "defence").text(), S::NAME.strip_prefix("purify/"));
-    let after = (cell(1, "clean_accuracy").number().unwrap(), cell(1, "attack_success").number().unwrap());
-    eprintln!("{}: {after:?}", S::NAME);
-    after
-}
-
-#[test]
-fn defences_remove_the_toys_backdoor() {
-    let given = to_repair();
-    let plain = json!({ "crop": 1, "flip": false });
-    let tuning = json!({ "epochs": 20, "batch_size": 16, "learning_rate": 0.05, "augment": plain });
-    let check = |name: &str, (accuracy, success): (f64, f64), least: f64, most: f64| {
-        assert!(accuracy >= least && success <= most, "{name}: accuracy {accuracy}, attack success {success}");
-    };
-    let with_fisher = with(tuning.clone(), json!({ "fisher_batch": 16, "eta_f": 0.01, "eta_r": 0.1 }));
-    check("fip", scores_after::<fip::Fip>(with_fisher.clone(), &given, |made| made.model), 90.0, 60.0);
-    check("fast_fip", scores_after::<fast_fip::FastFip>(with_fisher, &given, |made| made.model), 90.0, 100.0);
-    check("ft_sam", scores_after::<ft_sam::FtSam>(tuning.clone(), &given, |made| made.model), 90.0, 60.0);
-    check("nad", scores_after::<nad::Nad>(tuning.clone(), &given, |made| made.model), 90.0, 100.0);
-    check("fp", scores_after::<fine_pruning::FinePruning>(tuning, &given, |made| made.model), 90.0, 100.0);
-    let masks = json!({ "epochs": 20, "batch_size": 16, "augment": plain });
-    check("anp", scores_after::<anp::Anp>(masks.clone(), &given, |made| made.model), 85.0, 100.0);
-    check("rnp", scores_after::<rnp::Rnp>(masks.clone(), &given, |made| made.model), 85.0, 100.0);
-    check("awm", scores_after::<awm::Awm>(masks.clone(), &given, |made| made.model), 85.0, 100.0);
-    check("nft", scores_after::<nft::Nft>(masks, &given, |made| made.model), 90.0, 100.0);
-    check("clp", scores_after::<clp::Clp>(json!({ "u": 1.5 }), &given, |made| made.model), 50.0, 100.0);
-    let rounds = json!({ "batch_size": 20, "learning_rate": 1e-3 });
-    check("i_bau", scores_after::<i_bau::IBau>(rounds, &given, |made| made.model), 85.0, 60.0);
-    let cleanse =
-        json!({ "search_epochs": 40, "epochs": 20, "batch_size": 20, "learning_rate": 0.05, "augment": plain });
-    check("nc", scores_after::<neural_cleanse::NeuralCleanse>(cleanse, &given, |made| made.model), 90.0, 100.0);
 }
 
 #[test]
