@@ -257,7 +257,7 @@ fn middle(rates: &[Rate], pick: fn(&Rate) -> f64) -> f64 {
 /// Steps of ResNet-8 on batches of 64, each loaded before the step or during the one before.
 fn train(split: &Split, normalise: &Normalise, threads: usize, as_json: bool) {
     const BATCH: usize = 64;
-    const STEPS: usize = 20;
+    const STEPS: usize = 10;
     let config =
         Config { architecture: Architecture::Resnet8, n_classes: 10, size: (32, 32), sigma_xt: 0.0, sigma_ty: 0.0 };
     let mut network = Network::new(&config).expect("a network");
@@ -285,7 +285,7 @@ fn train(split: &Split, normalise: &Normalise, threads: usize, as_json: bool) {
     // Milliseconds a step: loading and training in turn, and both at once.
     let (mut loads, mut steps, mut in_turn, mut at_once) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     pool(threads).install(|| {
-        for round in 0..=2 * ROUNDS {
+        for round in 0..=ROUNDS {
             let (start, mut loading) = (Instant::now(), 0.0);
             for i in 0..STEPS {
                 let start = Instant::now();
