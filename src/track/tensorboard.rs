@@ -188,37 +188,52 @@ fn summary(time: f64, step: i64, values: impl IntoIterator<Item = Message>) -> V
     event(time, step).message(5, &summary).into_bytes()
 }
 
+/// summary.proto, DataClass. Without it, TensorBoard's data server forgets descriptions.
+#[derive(Clone, Copy)]
+enum Class {
+    Unknown = 0,
+    Scalar = 1,
+    Tensor = 2,
+    Blobs = 3,
+}
+
 /// summary.proto, SummaryMetadata: the plugin, and a description for people.
-fn metadata(plugin: &str, content: &[u8], description: &str) -> Message {
+fn metadata(plugin: &str, class: Class, content: &[u8], description: &str) -> Message {
     let mut data = Message::new().text(1, plugin);
     if !content.is_empty() {
         data = data.blob(2, content);
     }
-    let metadata = Message::new().message(1, &data);
-    if description.is_empty() { metadata } else { metadata.text(3, description) }
+    let mut metadata = Message::new().message(1, &data);
+    if !description.is_empty() {
+        metadata = metadata.text(3, description);
+    }
+    match class {
+        Class::Unknown => metadata,
+        _ => metadata.int(4, class as i64),
+    }
 }
 
 fn scalar_value(tag: &str, value: f64, description: &str) -> Message {
-    Message::new().text(1, tag).float(2, value as f32).message(9, &metadata("scalars", &[], description))
+    Message::new().text(1, tag).float(2, value as f32).message(9, &metadata("scalars", Class::Scalar, &[], description))
 }
 
 fn image_value(tag: &str, figure: &Picture, description: &str) -> Message {
     let (height, width) = (i64::from(figure.height), i64::from(figure.width));
     let image = Message::new().int(1, height).int(2, width).int(3, RGBA).blob(4, &figure.png);
-    Message::new().text(1, tag).message(4, &image).message(9, &metadata("images", &[], description))
+    Message::new().text(1, tag).message(4, &image).message(9, &metadata("images", Class::Blobs, &[], description))
 }
 
 fn text_value(tag: &str, text: &str) -> Message {
     let shape = Message::new().message(2, &Message::new().int(1, 1));
     let tensor = Message::new().int(1, DT_STRING).message(2, &shape).text(8, text);
-    Message::new().text(1, tag).message(8, &tensor).message(9, &metadata("text", &[], ""))
+    Message::new().text(1, tag).message(8, &tensor).message(9, &metadata("text", Class::Tensor, &[], ""))
 }
 
 /// Hyper-parameters are all metadata; the tensor is empty.
 fn hparams_value(tag: &str, plugin: &Message) -> Message {
     let shape = Message::new().message(2, &Message::new());
     let tensor = Message::new().int(1, DT_FLOAT).message(2, &shape);
-    let metadata = metadata("hparams", &plugin.clone().into_bytes(), "");
+    let metadata = metadata("hparams", Class::Unknown, &plugin.clone().into_bytes(), "");
     Message::new().text(1, tag).message(8, &tensor).message(9, &metadata)
 }
 
@@ -254,25 +269,25 @@ mod tests {
         let scalars = [scalar_value("model/history/loss", 0.5, "mean [nats]"), scalar_value("a/b", -2.0, "")];
         check(
             summary(2.5, 3, scalars),
-            "5b000000000000001b01028a09000000000000044010032a4e0a330a126d6f64656c2f686973746f72792f6c6f7373150000003f4a\
-             180a090a077363616c6172731a0b6d65616e205b6e6174735d0a170a03612f6215000000c04a0b0a090a077363616c617273e07412\
-             ae",
+            "5f00000000000000503f288609000000000000044010032a520a350a126d6f64656c2f686973746f72792f6c6f7373150000003f\
+             4a1a0a090a077363616c6172731a0b6d65616e205b6e6174735d20010a190a03612f6215000000c04a0d0a090a077363616c6172\
+             732001c7b80eef",
         );
         let figure = Picture { png: b"png".to_vec(), width: 3, height: 2 };
         check(
             summary(2.5, 1, [text_value("note", "hi"), image_value("curves", &figure, "from the cache")]),
-            "60000000000000002821c6da09000000000000044010012a530a1e0a046e6f7465420c0807120412020801420268694a080a060a04\
-             746578740a310a06637572766573220b0802100318042203706e674a1a0a080a06696d616765731a0e66726f6d2074686520636163\
-             686532e2456e",
+            "6400000000000000435f1cdf09000000000000044010012a570a200a046e6f7465420c0807120412020801420268694a0a0a060a\
+             047465787420020a330a06637572766573220b0802100318042203706e674a1c0a080a06696d616765731a0e66726f6d20746865\
+             206361636865200358eda5d4",
         );
         let value = Message::new().double(2, 12.0);
         let session = Message::new().message(1, &Message::new().text(1, "model.epochs").message(2, &value));
         let plugin = Message::new().message(3, &session.text(4, "g").double(5, 2.5));
         check(
             summary(2.5, 1, [hparams_value("_hparams_/session_start_info", &plugin)]),
-            "6d000000000000003d4de67109000000000000044010012a600a5e0a1c5f68706172616d735f2f73657373696f6e5f73746172745f\
-             696e666f42060801120212004a360a340a0768706172616d7312291a270a190a0c6d6f64656c2e65706f6368731209110000000000\
-             002840220167290000000000000440f132f804",
+            "6d000000000000003d4de67109000000000000044010012a600a5e0a1c5f68706172616d735f2f73657373696f6e5f7374617274\
+             5f696e666f42060801120212004a360a340a0768706172616d7312291a270a190a0c6d6f64656c2e65706f636873120911000000\
+             0000002840220167290000000000000440f132f804",
         );
     }
 

@@ -31,9 +31,9 @@ def golden():
 
     value = summary_pb2.Summary.Value
 
-    def metadata(plugin, description="", content=b""):
+    def metadata(plugin, data_class=0, description="", content=b""):
         data = summary_pb2.SummaryMetadata.PluginData(plugin_name=plugin, content=content)
-        return summary_pb2.SummaryMetadata(plugin_data=data, summary_description=description)
+        return summary_pb2.SummaryMetadata(plugin_data=data, summary_description=description, data_class=data_class)
 
     def show(event):
         out = io.BytesIO()
@@ -46,15 +46,15 @@ def golden():
         return event
 
     show(event_pb2.Event(wall_time=1.5, file_version="brain.Event:2"))
-    loss = value(tag="model/history/loss", simple_value=0.5, metadata=metadata("scalars", "mean [nats]"))
-    show(event(3, loss, value(tag="a/b", simple_value=-2.0, metadata=metadata("scalars"))))
+    loss = value(tag="model/history/loss", simple_value=0.5, metadata=metadata("scalars", 1, "mean [nats]"))
+    show(event(3, loss, value(tag="a/b", simple_value=-2.0, metadata=metadata("scalars", 1))))
     text = tensor_pb2.TensorProto(dtype=7)
     text.tensor_shape.dim.add(size=1)
     text.string_val.append(b"hi")
-    figure = value(tag="curves", metadata=metadata("images", "from the cache"))
+    figure = value(tag="curves", metadata=metadata("images", 3, "from the cache"))
     figure.image.height, figure.image.width, figure.image.colorspace = 2, 3, 4
     figure.image.encoded_image_string = b"png"
-    show(event(1, value(tag="note", tensor=text, metadata=metadata("text")), figure))
+    show(event(1, value(tag="note", tensor=text, metadata=metadata("text", 2)), figure))
     data = plugin_data_pb2.HParamsPluginData()
     data.session_start_info.hparams["model.epochs"].number_value = 12
     data.session_start_info.group_name, data.session_start_info.start_time_secs = "g", 2.5
@@ -149,7 +149,7 @@ def check_server(folder, runs):
             for tag, png in wanted["figures"].items():
                 [shown] = json.loads(get("plugin/images/images", run=name, tag=tag, sample=0))
                 assert get(f"plugin/images/individualImage?{shown['query']}&") == png
-                print(f"  image `{tag}` of {run}: {shown['width']} x {shown['height']}, step {shown['step']}")
+                print(f"  image `{tag}` of {run}: the figure's {len(png)} bytes, step {shown['step']}")
             assert wanted["tables"] <= set(text_tags[name]), text_tags[name]
             for tag in wanted["tables"]:
                 assert "<table>" in json.loads(get("plugin/text/text", run=name, tag=tag))[0]["text"]
@@ -161,6 +161,7 @@ def check_server(folder, runs):
         assert len(groups) == len(runs), groups
         print(f"  server: {n} points of scalars, {len(hparams)} hyper-parameters, {len(groups)} session groups")
         description = scalar_tags[found["rate=0.1"]]["scores/clean_accuracy/model"]["description"]
+        assert description, scalar_tags
         print(f"  description of scores/clean_accuracy/model: {description}")
     finally:
         server.terminate()
