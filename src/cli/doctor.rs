@@ -193,6 +193,8 @@ fn cache(dir: &Path) -> Check {
         return Check::problem("cache", format!("`{shown}` lies in no folder"), elsewhere, json!({ "path": path }));
     };
     let system = file_system(place);
+    // macOS counts blocks in 32 bits.
+    #[allow(clippy::unnecessary_cast)]
     let free = nix::sys::statvfs::statvfs(place)
         .ok()
         .map(|found| found.blocks_available() as u64 * found.fragment_size() as u64);
