@@ -9,7 +9,7 @@
 //! ```text
 //! pipelines/*.toml --config--> Pipeline --plan--> Plan (graph of stages, typed ports) --store--> hit | miss
 //!                                                                                       |
-//!                          miss: exec runs the stage in a worker process of this binary
+//!                          miss: exec has a worker process of this binary run the stage
 //!                                stage(parameters, inputs, seed) -> artifacts -> store -> next stage
 //!                                          |
 //!                                       events --> report (terminal, JSON lines, results/), track
@@ -23,7 +23,8 @@
 //! - [`store`]: content-addressed. A *key* is what was asked: BLAKE3 over stage name and version, completed
 //!   parameters, the seed if the stage draws, and the digests of its inputs. A *digest* is what came out. Keys hold
 //!   input digests, not input keys: a stage that is run again and gives the same bytes cuts the wave off.
-//! - [`exec`]: the scheduler, and the worker that it starts for every stage. It computes nothing itself.
+//! - [`exec`]: the scheduler, which computes nothing itself, and its worker processes: one for a stage, or for light
+//!   stages in turn.
 //! - [`stage`]: the typed trait that authors write and the erased entry that the planner uses. Its page is the recipe
 //!   for adding a stage: one file, one registry line.
 //! - [`stages`]: the stages. The name in the TOML is the path in the source: `poison/badnet` is
