@@ -99,7 +99,9 @@ fn conclude(global: &Global, args: &RunArgs, loaded: &Loaded, store: &Store, sum
     if !global.json && !args.quiet {
         show::after_run(global, &loaded.plan, &summary.hits, store)?;
         match links {
-            Ok(links) if !links.figures.is_empty() => {
+            Ok(mut links) if !links.figures.is_empty() => {
+                // What gathers the points of a matrix comes before what each of them made.
+                links.figures.sort_by_key(|figure| figure.contains('/'));
                 let mut text = format!("figures and tables: {}\n", links.dir.display());
                 for figure in links.figures.iter().take(FIGURES_SHOWN) {
                     text.push_str(&format!("  {figure}\n"));
