@@ -6,8 +6,8 @@ usage: thousand_stages.py RUNNER_BINARY [--stages 1000] [--lanes 10] [--rounds 5
 The graph: `lanes` chains side by side; a stage reads the stage before it in its lane and in the next lane. A stage of
 `runner` makes a table; a rule of the others runs `echo N > out`. Cold runs execute everything; no-op runs find
 everything up to date. Times are wall seconds and CPU seconds (user + system of the whole process tree) of whole
-processes, medians over the rounds, the fast tools taken in turn within each round. Every timed no-op follows an untimed one of
-the same command, so that nobody pays for the caches that the tool before left cold.
+processes, medians over the rounds, the fast tools taken in turn within each round. Every timed no-op follows an
+untimed one of the same command, so that nobody pays for the caches that the tool before left cold.
 """
 import argparse, os, resource, shutil, statistics, subprocess, tempfile, time
 

@@ -166,7 +166,7 @@ fn work(
     emit(Event::Started { resumed });
     let resources = (entry.resources)(&job.pre_image.params);
     memory::use_huge_pages(!resources.is_light());
-    let headline = Arc::new(Mutex::new(None));
+    let headline: Arc<Mutex<Option<String>>> = Arc::default();
     let Resolved { place, note } = if resources.gpu { job.device } else { Choice::Cpu }.resolve()?;
     if let Some(message) = note {
         emit(Event::Warning { message });
@@ -201,10 +201,7 @@ fn work(
         outputs,
         seconds,
         peak_memory_mib: memory::peak_mib(),
-        headline: headline
-            .lock()
-            .map(|text: std::sync::MutexGuard<'_, Option<String>>| text.clone())
-            .unwrap_or_default(),
+        headline: headline.lock().map(|text| text.clone()).unwrap_or_default(),
         device,
         threads: job.threads,
         instructions: Some(Isa::best().name().to_string()),

@@ -130,8 +130,13 @@ impl Stage for IBau {
                 let problems = (&inner, &Outer { labels, chosen: &chosen });
                 let loss = bilevel::hyper_gradient(network, problems, &d, how, &mut gradient)?;
                 if !loss.is_finite() || gradient.iter().any(|g| !g.is_finite()) {
-                    return Err(Error::stage(format!("the loss became {loss} in round {}, step {}", round + 1, i + 1))
-                        .hint("lower `learning_rate` or `inner_rate`"));
+                    let what = if loss.is_finite() { "hyper-gradient" } else { "loss" };
+                    return Err(Error::stage(format!(
+                        "the {what} is not finite in round {}, step {}",
+                        round + 1,
+                        i + 1
+                    ))
+                    .hint("lower `learning_rate` or `inner_rate`"));
                 }
                 adam.step(network.params_mut(), &gradient, params.learning_rate.get());
                 total += loss * n as f64;
