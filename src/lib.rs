@@ -34,8 +34,8 @@
 //! - [`information`]: mutual-information estimators. [`embedding`]: principal components, t-SNE, silhouettes.
 //! - [`track`]: a run told to TensorBoard, to Weights & Biases and as JSON lines.
 //! - [`figure`]: what plots share. [`report`]: everything that is printed. [`cli`]: one file per command.
-//! - [`rng`], [`param`], [`error`], [`events`]: named random streams, parameter types, errors for people, what happens
-//!   during a run.
+//! - [`canonical`], [`rng`], [`param`], [`error`], [`events`]: bytes of parameters, named random streams, types of
+//!   parameters, errors for people, what happens during a run.
 //!
 //! A build with the feature `cuda` also has an engine that executes the same graphs on an NVIDIA GPU
 //! (`nn::engine`, `kernels::cuda`). Its tests run against an emulation; it has never run on a GPU.
@@ -70,6 +70,7 @@
 //! backwards by our own [`kernels`]. Losses see logits and hand back their gradient.
 
 pub mod artifact;
+pub mod canonical;
 pub mod cli;
 pub mod config;
 pub mod embedding;

@@ -59,6 +59,7 @@
 //! ```
 
 use crate::artifact::{self, FileEntry, Files, Kind, Open, Save, Sink};
+use crate::canonical::Canonical;
 use crate::error::{Error, IoExt, Result, ResultExt};
 use crate::events::Event;
 use crate::nn::Place;
@@ -137,7 +138,7 @@ pub struct Problem {
 #[derive(Clone, Debug)]
 pub struct Examined {
     /// The parameters, completed.
-    pub params: Value,
+    pub params: Canonical,
     /// [`Stage::draws`].
     pub draws: bool,
     /// [`Stage::check`].
@@ -516,7 +517,7 @@ impl Entry {
                     sources: S::sources(&params),
                     absent: S::absent(&params),
                     resources: S::resources(&params),
-                    params: serde_json::to_value(&params).map_err(|e| e.to_string())?,
+                    params: Canonical::of(&params).map_err(|e| e.to_string())?,
                 })
             },
             run: |cx, value, mut raw, dir| {

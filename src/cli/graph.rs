@@ -106,7 +106,7 @@ pub fn json(plan: &Plan) -> Value {
             "stage": node.entry.name,
             "version": node.entry.version,
             "point": point(&node.point),
-            "parameters": node.params,
+            "parameters": node.params(),
             "seed": node.seed,
             "inputs": inputs.collect::<serde_json::Map<String, Value>>(),
         })

@@ -109,13 +109,6 @@ impl Diagnostics {
         }
     }
 
-    /// Adds what `others` has found since it was copied from this one, when that had `n_before`.
-    pub fn take_up(&mut self, others: Diagnostics, n_before: usize) {
-        for problem in others.list.into_iter().skip(n_before) {
-            self.push(problem);
-        }
-    }
-
     /// Whether all is well.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()

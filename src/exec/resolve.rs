@@ -39,7 +39,7 @@ pub fn key(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) -> Resul
     let asked = Asked {
         stage: node.entry.name,
         version: node.entry.version,
-        params: &node.params,
+        params: Cow::Borrowed(&node.form),
         seed: node.seed,
         inputs,
         sources,
@@ -65,7 +65,7 @@ pub fn pre_image(plan: &Plan, id: usize, hits: &[Option<Hit>], store: &Store) ->
     Ok(PreImage {
         stage: node.entry.name.to_string(),
         version: node.entry.version,
-        params: node.params.clone(),
+        params: node.params(),
         seed: node.seed,
         inputs,
         sources: source_refs(plan, node, store)?,

@@ -135,7 +135,7 @@ fn node(
         point: points.json(made.point, made.mask),
         label,
         entry: resolved.info?.entry,
-        params: examined.params,
+        form: examined.params,
         seed,
         inputs,
         sources: examined.sources,

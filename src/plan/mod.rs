@@ -13,6 +13,7 @@ pub mod order;
 mod resolve;
 pub mod shape;
 
+use crate::canonical::Canonical;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Span};
 use crate::config::matrix::Axis;
 use crate::config::tracking::Tracking;
@@ -49,8 +50,8 @@ pub struct Node {
     pub label: String,
     /// The registry entry.
     pub entry: &'static Entry,
-    /// Completed parameters: every default filled in, keys sorted.
-    pub params: Value,
+    /// Completed parameters, every default filled in, as they enter the key.
+    pub form: Canonical,
     /// The seed, if the stage draws with these parameters.
     pub seed: Option<u64>,
     /// What is bound to each input port, by port name.
@@ -74,6 +75,13 @@ pub struct Source {
     pub is_named: bool,
     /// The point of the matrix that tells it from its siblings when it was gathered with `[*]`; empty otherwise.
     pub point: Vec<(String, Value)>,
+}
+
+impl Node {
+    /// The completed parameters, keys sorted.
+    pub fn params(&self) -> Value {
+        self.form.value()
+    }
 }
 
 impl Plan {
@@ -158,9 +166,6 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> Names<'a> {
     Names { numbers: names.enumerate().map(|(number, name)| (name, number)).collect() }
 }
 
-/// From so many stages on, a second thread pays.
-const MANY: usize = 128;
-
 /// Every stage, at every setting of the matrix keys that it mentions itself.
 struct Stages {
     all: Vec<Settings>,
@@ -199,25 +204,7 @@ impl Settings {
 }
 
 impl Stages {
-    /// Stages do not depend on each other here: the second half of many is resolved on a thread of its own.
     fn resolve(decls: &[StageDecl], axes: &[Axis], names: &Names<'_>, problems: &mut Diagnostics) -> Stages {
-        if decls.len() < MANY {
-            return Stages { all: Stages::settings(decls, axes, names, problems) };
-        }
-        let (first, second) = decls.split_at(decls.len() / 2);
-        let mut of_second = problems.clone();
-        let n_before = problems.len();
-        let (mut all, rest) = std::thread::scope(|scope| {
-            let rest = scope.spawn(|| Stages::settings(second, axes, names, &mut of_second));
-            let all = Stages::settings(first, axes, names, problems);
-            (all, rest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        });
-        problems.take_up(of_second, n_before);
-        all.extend(rest);
-        Stages { all }
-    }
-
-    fn settings(decls: &[StageDecl], axes: &[Axis], names: &Names<'_>, problems: &mut Diagnostics) -> Vec<Settings> {
         let all = decls.iter().map(|decl| {
             let sizes: Vec<(usize, usize)> = decl.axes.iter().map(|axis| (*axis, axes[*axis].values.len())).collect();
             let n_settings = sizes.iter().map(|(_, size)| size).product();
@@ -228,7 +215,7 @@ impl Stages {
             }
             settings
         });
-        all.collect()
+        Stages { all: all.collect() }
     }
 
     /// Stage number `stage` at the point with these indices on the axes.

@@ -113,7 +113,7 @@ fn stage_type(item: &Item, problems: &mut Diagnostics) -> Option<&'static Info> 
 
 fn parameters(info: &'static Info, decl: &StageDecl, table: &Table, problems: &mut Diagnostics) -> Option<Examined> {
     let params = check::params(info, &decl.name, table, problems)?;
-    let mut examined = match (info.entry.examine)(Json::Object(params)) {
+    let examined = match (info.entry.examine)(Json::Object(params)) {
         Ok(examined) => examined,
         Err(message) => {
             problems.push(
@@ -142,7 +142,6 @@ fn parameters(info: &'static Info, decl: &StageDecl, table: &Table, problems: &m
                 .hint_if(problem.hint.clone()),
         );
     }
-    examined.params.sort_all_objects();
     examined.problems.is_empty().then_some(examined)
 }
 

@@ -59,36 +59,15 @@ fn sources_come_first_then_the_order_of_the_file() {
     assert_eq!(labels(&independent), ["z", "a", "m"]);
 }
 
-/// Many stages are resolved on two threads: the plan and the problems are those of one.
-#[test]
-fn many_stages_are_planned_as_few_are() {
-    let text = |wrong: &[usize]| {
-        let stage = |i: usize| {
-            let key = if wrong.contains(&i) { "valeu" } else { "value" };
-            format!("[stages.s{i}]\nstage = \"test/echo\"\n{key} = {i}.0\n")
-        };
-        format!("name = \"many\"\n{}", (0..2 * MANY).map(stage).collect::<String>())
-    };
-    let plan = good(&text(&[]));
-    for (i, node) in plan.nodes.iter().enumerate() {
-        assert_eq!((&node.stage, &node.params["value"]), (&format!("s{i}"), &json!(i as f64)));
-    }
-    let error = plan_with(&text(&[1, MANY, 2 * MANY - 1]), &Options::default()).err().unwrap().to_string();
-    for i in [1, MANY, 2 * MANY - 1] {
-        assert_eq!(error.matches(&format!("valeu = {i}.0")).count(), 1, "{error}");
-    }
-    assert_eq!(error.matches("error:").count(), 3, "{error}");
-}
-
 #[test]
 fn parameters_are_complete_and_sorted() {
     let plan = good(CHAIN);
     let expected = json!({"end": "well", "items": [], "limit": null, "random": false, "range":
         {"high": 5.0, "low": 0.0, "parts": 1}, "share": 1.0, "steps": 0, "value": 0.0});
-    assert_eq!(plan.nodes[2].params.to_string(), expected.to_string().replace("'", "\""));
-    assert_eq!(plan.nodes[0].params["value"], 2.0);
-    let again = (plan.nodes[2].entry.complete)(&plan.nodes[2].params).expect("complete parameters are good");
-    assert_eq!(again, plan.nodes[2].params);
+    assert_eq!(plan.nodes[2].params().to_string(), expected.to_string().replace("'", "\""));
+    assert_eq!(plan.nodes[0].params()["value"], 2.0);
+    let again = (plan.nodes[2].entry.complete)(&plan.nodes[2].params()).expect("complete parameters are good");
+    assert_eq!(again, plan.nodes[2].params());
 }
 
 #[test]
@@ -104,10 +83,10 @@ fn only_what_draws_has_a_seed() {
 fn profiles_merge_tables_and_replace_the_rest() {
     let plan = good_with(CHAIN, Some("quick"), &[]);
     assert_eq!(labels(&plan), ["first", "last", "middle"]);
-    assert_eq!(node(&plan, "first").params["steps"], 4);
-    assert_eq!(node(&plan, "first").params["range"], json!({"high": 2.5, "low": 0.0, "parts": 1}));
-    assert_eq!(node(&plan, "last").params["range"]["high"], 5.0);
-    assert_eq!(node(&plan, "last").params["value"], 0.5);
+    assert_eq!(node(&plan, "first").params()["steps"], 4);
+    assert_eq!(node(&plan, "first").params()["range"], json!({"high": 2.5, "low": 0.0, "parts": 1}));
+    assert_eq!(node(&plan, "last").params()["range"]["high"], 5.0);
+    assert_eq!(node(&plan, "last").params()["value"], 0.5);
     assert_eq!(plan.upstream(1), [0]);
 }
 
@@ -123,7 +102,7 @@ fn set_takes_toml_values_and_bare_words() {
             "stages.first.limit=1e-3",
         ],
     );
-    let params = &plan.nodes[0].params;
+    let params = plan.nodes[0].params();
     assert_eq!(params["end"], "error");
     assert_eq!(params["items"], json!([1, 2]));
     assert_eq!(params["range"], json!({"high": 2.5, "low": -1.0, "parts": 1}));
@@ -179,7 +158,7 @@ fn what_points_share_is_one_node() {
             "all",
         ]
     );
-    assert_eq!(plan.nodes[3].params["value"], 0.05);
+    assert_eq!(plan.nodes[3].params()["value"], 0.05);
     assert_eq!((plan.nodes[1].seed, plan.nodes[2].seed, plan.nodes[9].seed), (Some(0), Some(1), Some(5)));
     assert_eq!(plan.upstream(6), [2, 3]);
     assert_eq!(plan.of_stage("model").collect::<Vec<_>>(), [5, 6, 7, 8]);
@@ -226,7 +205,7 @@ fn dashes_are_underscores_and_good_pipelines_are_planned_twice_alike() {
     let (one, two) = (good(MATRIX), good(MATRIX));
     let content = |plan: Plan| {
         let nodes = plan.nodes.into_iter();
-        nodes.map(|node| (node.label, node.point, node.params, node.seed, node.inputs)).collect::<Vec<_>>()
+        nodes.map(|node| (node.params(), node.label, node.point, node.seed, node.inputs)).collect::<Vec<_>>()
     };
     assert_eq!(content(one), content(two));
 }

@@ -95,11 +95,16 @@ impl Blobs {
         if self.seen().get(&entry.digest) == Some(&entry.size) {
             return true;
         }
-        let is_there = self.length(&entry.digest) == Some(entry.size);
+        let is_there = self.is_whole(entry);
         if is_there {
             self.seen().insert(entry.digest, entry.size);
         }
         is_there
+    }
+
+    /// Whether the blob is there with its full length now, whatever was seen before.
+    pub fn is_whole(&self, entry: &FileEntry) -> bool {
+        self.length(&entry.digest) == Some(entry.size)
     }
 
     /// The length of the file that should be the blob of `digest`, if it is there.

@@ -5,10 +5,13 @@
 //! are not in the key. Inputs enter by their *digest*, not their key: early cut-off.
 
 use super::digest::Digest;
+use crate::canonical::{self, Canonical};
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 /// Everything that a key stands for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,7 +77,7 @@ pub struct Asked<'a> {
     /// As [`PreImage::version`].
     pub version: u32,
     /// As [`PreImage::params`].
-    pub params: &'a Value,
+    pub params: Cow<'a, Canonical>,
     /// As [`PreImage::seed`].
     pub seed: Option<u64>,
     /// As [`PreImage::inputs`], sorted by port.
@@ -89,7 +92,7 @@ impl PreImage {
         Asked {
             stage: &self.stage,
             version: self.version,
-            params: &self.params,
+            params: Cow::Owned(Canonical::of_json(&self.params)),
             seed: self.seed,
             inputs: self.inputs.iter().map(|(port, refs)| (port.as_str(), Cow::Borrowed(refs.as_slice()))).collect(),
             sources: self.sources.iter().map(|source| source.digest).collect(),
@@ -101,14 +104,13 @@ impl PreImage {
 impl Asked<'_> {
     /// The key: BLAKE3 of the canonical form.
     ///
-    /// Every part is tagged or counted and every text carries its length, so different pre-images never share a form.
-    /// Object keys are sorted; floats enter by their bits.
+    /// Every part is counted or carries its length, so different pre-images never share a form.
     pub fn key(&self) -> Digest {
         let mut form = Form(Vec::with_capacity(512));
         form.text("stage");
         form.text(self.stage);
         form.number(u64::from(self.version));
-        form.value(self.params);
+        form.0.extend_from_slice(self.params.bytes());
         match self.seed {
             Some(seed) => {
                 form.0.push(b'+');
@@ -129,7 +131,9 @@ impl Asked<'_> {
         for digest in &self.sources {
             form.0.extend_from_slice(&digest.0);
         }
-        blake3::Hasher::new_derive_key("runner 2026-11 key of a stage").update(&form.0).finalize().into()
+        static CONTEXT: LazyLock<ContextKey> =
+            LazyLock::new(|| hash_derive_key_context("runner 2026-11 key of a stage"));
+        blake3::Hasher::new_from_context_key(&CONTEXT).update(&form.0).finalize().into()
     }
 }
 
@@ -138,12 +142,11 @@ struct Form(Vec<u8>);
 
 impl Form {
     fn number(&mut self, number: u64) {
-        self.0.extend_from_slice(&number.to_le_bytes());
+        canonical::number(&mut self.0, number);
     }
 
     fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
-        self.0.extend_from_slice(text.as_bytes());
+        canonical::text(&mut self.0, text);
     }
 
     fn input(&mut self, input: &InputRef) {
@@ -154,52 +157,10 @@ impl Form {
             self.number(input.point.len() as u64);
             for (key, value) in &input.point {
                 self.text(key);
-                self.value(value);
+                self.0.extend_from_slice(Canonical::of_json(value).bytes());
             }
         } else {
             self.0.push(b'-');
-        }
-    }
-
-    fn value(&mut self, value: &Value) {
-        match value {
-            Value::Null => self.0.push(b'n'),
-            Value::Bool(false) => self.0.push(b'f'),
-            Value::Bool(true) => self.0.push(b't'),
-            Value::Number(number) => {
-                // 1 and 1.0 differ: completed parameters carry the type of their field.
-                if let Some(integer) = number.as_i64() {
-                    self.0.push(b'i');
-                    self.0.extend_from_slice(&integer.to_le_bytes());
-                } else if let Some(integer) = number.as_u64() {
-                    self.0.push(b'u');
-                    self.number(integer);
-                } else {
-                    self.0.push(b'd');
-                    self.number(number.as_f64().unwrap_or(f64::NAN).to_bits());
-                }
-            }
-            Value::String(text) => {
-                self.0.push(b's');
-                self.text(text);
-            }
-            Value::Array(values) => {
-                self.0.push(b'a');
-                self.number(values.len() as u64);
-                for value in values {
-                    self.value(value);
-                }
-            }
-            Value::Object(fields) => {
-                let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
-                fields.sort_unstable_by_key(|(name, _)| *name);
-                self.0.push(b'o');
-                self.number(fields.len() as u64);
-                for (name, value) in fields {
-                    self.text(name);
-                    self.value(value);
-                }
-            }
         }
     }
 }

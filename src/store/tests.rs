@@ -89,6 +89,31 @@ fn what_is_stored_comes_back() {
     });
 }
 
+/// What was read ahead is what would be read; a blob that was lost before is missed, and so is one lost after, once
+/// the store is told to look again.
+#[test]
+fn reading_ahead_changes_nothing() {
+    each_layout(|root| {
+        let records = [1, 2, 3].map(|n| put(&open(root), n, n as i64, 0).0);
+        let lose = |record: &Record| {
+            std::fs::remove_file(open(root).blobs.path(&record.outputs[0].files[0].digest)).unwrap();
+        };
+        lose(&records[1]);
+        let store = open(root);
+        store.warm(&AtomicBool::new(false));
+        let hits = |store: &Store| records.each_ref().map(|record| store.hit(&record.key).unwrap());
+        let [first, third] = [&records[0], &records[2]].map(|record| Some(record.hit()));
+        for _ in 0..2 {
+            assert_eq!(hits(&store), [first.clone(), None, third.clone()]);
+            assert!(store.warnings()[0].contains("missing or not whole"));
+        }
+        store.warm(&AtomicBool::new(false));
+        lose(&records[2]);
+        store.look_again();
+        assert_eq!(hits(&store), [first, None, None]);
+    });
+}
+
 #[test]
 fn looking_makes_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -126,7 +126,7 @@ impl<'a> Runs<'a> {
         }
         flat.push(("seed".to_string(), run.seed.into()));
         for node in run.nodes.iter().map(|id| &self.plan.nodes[*id]) {
-            flatten(&node.stage, &node.params, &mut flat);
+            flatten(&node.stage, &node.params(), &mut flat);
         }
         flat
     }
@@ -134,7 +134,7 @@ impl<'a> Runs<'a> {
 
 /// A node's stage with all that its key holds besides the inputs.
 pub fn stage(node: &Node) -> Value {
-    json!({"stage": node.entry.name, "version": node.entry.version, "seed": node.seed, "params": node.params})
+    json!({"stage": node.entry.name, "version": node.entry.version, "seed": node.seed, "params": node.params()})
 }
 
 fn flatten(name: &str, value: &Value, flat: &mut Vec<(String, Value)>) {

@@ -151,7 +151,7 @@ impl Log {
 }
 
 impl Index for Log {
-    fn newest(&self, visit: &mut dyn FnMut(&Hit) -> bool) {
+    fn newest(&self, visit: &mut dyn FnMut(Digest, Hit) -> bool) {
         // What cannot be read now is told when it is asked for.
         if self.fresh().is_err() {
             return;
@@ -160,8 +160,9 @@ impl Index for Log {
         let mut places: Vec<usize> = state.records.values().map(|places| places.first).collect();
         places.sort_unstable();
         for at in places.into_iter().rev() {
-            if let Some(hit) = state.entry(at).and_then(|(header, bytes)| header.hit(bytes))
-                && !visit(&hit)
+            let Some((header, bytes)) = state.entry(at) else { continue };
+            if let Some(hit) = header.hit(bytes)
+                && !visit(header.key, hit)
             {
                 return;
             }

@@ -121,9 +121,9 @@ pub trait Index: Send + Sync {
     /// An index that cannot be read at all. Damage is a miss and a warning (invariant 6).
     fn hit(&self, key: &Digest) -> Result<Option<Hit>>;
 
-    /// Shows `visit` the records that were added last, newest first, until it returns false. An index that cannot tell
-    /// cheaply shows none.
-    fn newest(&self, _visit: &mut dyn FnMut(&Hit) -> bool) {}
+    /// Gives `visit` the records that were added last with their keys, newest first, until it returns false. An index
+    /// that cannot tell cheaply gives none.
+    fn newest(&self, _visit: &mut dyn FnMut(Digest, Hit) -> bool) {}
 
     /// The record of `key`; none if there is no readable record.
     ///
