@@ -1,12 +1,12 @@
 //! AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization") on a flat parameter vector, with
 //! PyTorch's constants, and clipping by the global norm.
 
-/// Exponential decay rates of both moments and the term against division by zero: PyTorch's defaults.
-const BETAS: (f32, f32) = (0.9, 0.999);
-const EPSILON: f32 = 1e-8;
+use crate::kernels::Isa;
+use crate::kernels::joint::{AdamStep, adamw, sum_of_squares};
 
 /// The state of AdamW.
 pub struct AdamW {
+    isa: Isa,
     weight_decay: f64,
     mean: Vec<f32>,
     variance: Vec<f32>,
@@ -16,36 +16,23 @@ pub struct AdamW {
 impl AdamW {
     /// For `n_parameters`; `weight_decay` per unit of learning rate.
     pub fn new(n_parameters: usize, weight_decay: f64) -> AdamW {
-        AdamW { weight_decay, mean: vec![0.0; n_parameters], variance: vec![0.0; n_parameters], step: 0 }
+        let moments = || vec![0.0; n_parameters];
+        AdamW { isa: Isa::best(), weight_decay, mean: moments(), variance: moments(), step: 0 }
     }
 
     /// One step; gradients are multiplied by `scale` on the way.
     pub fn step(&mut self, params: &mut [f32], grads: &[f32], learning_rate: f64, scale: f32) {
         self.step += 1;
-        let correction = |beta: f32| 1.0 - f64::from(beta).powi(self.step);
-        let decay = (1.0 - learning_rate * self.weight_decay) as f32;
-        let rate = (learning_rate / correction(BETAS.0)) as f32;
-        let root = (1.0 / correction(BETAS.1).sqrt()) as f32;
-        let moments = self.mean.iter_mut().zip(&mut self.variance);
-        for ((param, &grad), (mean, variance)) in params.iter_mut().zip(grads).zip(moments) {
-            let grad = grad * scale;
-            *mean = BETAS.0 * *mean + (1.0 - BETAS.0) * grad;
-            *variance = BETAS.1 * *variance + (1.0 - BETAS.1) * grad * grad;
-            *param = *param * decay - rate * *mean / (variance.sqrt() * root + EPSILON);
-        }
+        let step = AdamStep::new(self.step, learning_rate, self.weight_decay, scale);
+        adamw(self.isa, step, params, grads, &mut self.mean, &mut self.variance);
     }
 }
 
 /// The factor that brings the Euclidean norm of `grads` down to `limit`; 1 if it is not above.
 pub fn clip(grads: &[f32], limit: f64) -> f32 {
-    // Eight lanes in f64, so that the sum vectorises in a fixed order.
-    let mut lanes = [0.0f64; 8];
-    for chunk in grads.chunks(8) {
-        for (lane, &grad) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(grad) * f64::from(grad);
-        }
-    }
-    let norm = lanes.iter().sum::<f64>().sqrt();
+    let mut sum = 0.0;
+    sum_of_squares(Isa::best(), grads, &mut sum);
+    let norm = sum.sqrt();
     if norm > limit { (limit / (norm + 1e-6)) as f32 } else { 1.0 }
 }
 

@@ -63,26 +63,30 @@ impl Isa {
     }
 }
 
-/// Compiles a function's body once per instruction set; the function gains a first parameter, the [`Isa`] to run.
+/// Compiles a function's body once per instruction set; the function gains a first parameter, the [`Isa`] to run. It
+/// may have one type parameter.
 ///
 /// The bodies are plain loops over fixed-width lanes that the compiler vectorises; Rust never contracts `a * b + c`,
 /// so all versions give the same bits.
 macro_rules! multiversion {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+    (
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident$(<$t:ident: $bound:path>)?($($arg:ident: $ty:ty),* $(,)?) $body:block
+    ) => {
         $(#[$doc])*
         #[allow(unsafe_code, clippy::too_many_arguments)]
-        $vis fn $name(isa: $crate::kernels::Isa, $($arg: $ty),*) {
+        $vis fn $name$(<$t: $bound>)?(isa: $crate::kernels::Isa, $($arg: $ty),*) {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body($($arg: $ty),*) $body
+            fn body$(<$t: $bound>)?($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            fn avx512($($arg: $ty),*) { body($($arg),*) }
+            fn avx512$(<$t: $bound>)?($($arg: $ty),*) { body($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            fn avx2($($arg: $ty),*) { body($($arg),*) }
+            fn avx2$(<$t: $bound>)?($($arg: $ty),*) { body($($arg),*) }
             match isa.level() {
                 $crate::kernels::isa::Level::Portable => body($($arg),*),
                 // SAFETY: an `Isa` exists only on a machine that has its instructions.

@@ -16,6 +16,7 @@ pub mod conv;
 pub mod cuda;
 pub mod elementwise;
 mod isa;
+pub mod joint;
 pub mod l2;
 pub mod linear;
 pub mod noise;

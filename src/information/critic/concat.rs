@@ -4,8 +4,9 @@
 //! are formed by adding rows. Every other activation lives only for a block of rows, forwards and backwards in one
 //! go, so that memory grows with n and not with n², and the block stays in the second-level cache.
 
-use super::{Critic, Rule, dot, init_linear, relu, room};
+use super::{Critic, Rule, init_linear, room};
 use crate::kernels::product::{Matrix, Real, Target, product};
+use crate::kernels::{Isa, joint};
 use crate::rng::Stream;
 
 /// Values of a hidden layer in a block; the three buffers of a block then take 384 KiB.
@@ -14,6 +15,7 @@ const BLOCK: usize = 32_768;
 /// The joint critic.
 pub struct Concat<T> {
     layout: Layout,
+    isa: Isa,
     /// wa [a, h], wb [b, h], b1 [h], w2 [h, h], b2 [h], w3 [h], b3 [1], one after the other.
     params: Vec<T>,
     grads: Vec<T>,
@@ -110,7 +112,7 @@ impl<T: Real> Concat<T> {
             scores: Vec::new(),
             grad_scores: Vec::new(),
         };
-        Concat { layout, grads: vec![T::ZERO; n_params], params, work }
+        Concat { layout, isa: Isa::best(), grads: vec![T::ZERO; n_params], params, work }
     }
 
     /// Both halves of the first layer.
@@ -134,22 +136,11 @@ impl<T: Real> Concat<T> {
         let first = room(&mut self.work.first, pairs * hidden);
         let half_a = &self.work.half_a[from * hidden..(from + rows) * hidden];
         let half_b = &self.work.half_b[..n * hidden];
-        for (of_row, a) in first.chunks_exact_mut(n * hidden).zip(half_a.chunks_exact(hidden)) {
-            for (of_pair, b) in of_row.chunks_exact_mut(hidden).zip(half_b.chunks_exact(hidden)) {
-                for ((out, &x), &y) in of_pair.iter_mut().zip(a).zip(b) {
-                    *out = relu(x + y);
-                }
-            }
-        }
+        joint::pair_sums(self.isa, half_a, half_b, hidden, first);
         let second = room(&mut self.work.second, pairs * hidden);
         product(second, Target::Fresh, Matrix::new(first, pairs, hidden), Matrix::new(parts.w2, hidden, hidden));
         let scores = &mut room(&mut self.work.scores, n * n)[from * n..from * n + pairs];
-        for (of_pair, score) in second.chunks_exact_mut(hidden).zip(scores) {
-            for (value, &bias) in of_pair.iter_mut().zip(parts.b2) {
-                *value = relu(*value + bias);
-            }
-            *score = dot(of_pair, parts.w3) + parts.b3[0];
-        }
+        joint::scores(self.isa, second, parts.b2, parts.w3, parts.b3[0], scores);
     }
 
     /// Adds a block's part of the gradient; `grad_scores` holds the gradient by its scores.
@@ -161,33 +152,15 @@ impl<T: Real> Concat<T> {
         let first = &self.work.first[..pairs * hidden];
         let second = &mut self.work.second[..pairs * hidden];
         // `second` becomes its own gradient before the ReLU, in place.
-        for (of_pair, &grad) in second.chunks_exact_mut(hidden).zip(&self.work.grad_scores[..pairs]) {
-            grads.b3[0] += grad;
-            for (((value, &w), gw), gb) in
-                of_pair.iter_mut().zip(parts.w3).zip(grads.w3.iter_mut()).zip(grads.b2.iter_mut())
-            {
-                *gw += grad * *value;
-                let passed = if *value > T::ZERO { grad * w } else { T::ZERO };
-                *gb += passed;
-                *value = passed;
-            }
-        }
+        let grad_scores = &self.work.grad_scores[..pairs];
+        grad_scores.iter().for_each(|&grad| grads.b3[0] += grad);
+        joint::scores_gradient(self.isa, grad_scores, parts.w3, second, grads.w3, grads.b2);
         let by_second = Matrix::new(second, pairs, hidden);
         product(grads.w2, Target::Sum, Matrix::new(first, pairs, hidden).t(), by_second);
         let back = room(&mut self.work.back, pairs * hidden);
         product(back, Target::Fresh, by_second, Matrix::new(parts.w2, hidden, hidden).t());
         let grad_a = &mut self.work.grad_a[from * hidden..(from + rows) * hidden];
-        let of_rows = back.chunks_exact(n * hidden).zip(first.chunks_exact(n * hidden));
-        for (a, (back, first)) in grad_a.chunks_exact_mut(hidden).zip(of_rows) {
-            let of_pairs = back.chunks_exact(hidden).zip(first.chunks_exact(hidden));
-            for (b, (back, first)) in self.work.grad_b.chunks_exact_mut(hidden).zip(of_pairs) {
-                for (((a, b), &grad), &value) in a.iter_mut().zip(b).zip(back).zip(first) {
-                    let passed = if value > T::ZERO { grad } else { T::ZERO };
-                    *a += passed;
-                    *b += passed;
-                }
-            }
-        }
+        joint::pair_sums_gradient(self.isa, back, first, hidden, grad_a, &mut self.work.grad_b);
     }
 }
 

@@ -36,24 +36,6 @@ fn init_linear<T: Real>(values: &mut [T], fan_in: usize, mut stream: Stream) {
     values.fill_with(|| T::from_f64(stream.uniform_in(-bound, bound)));
 }
 
-/// max(x, 0).
-fn relu<T: Real>(value: T) -> T {
-    if value > T::ZERO { value } else { T::ZERO }
-}
-
-/// The scalar product, summed in eight lanes so that it vectorises; the order is fixed.
-fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut lanes = [T::ZERO; 8];
-    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder()).fold(T::ZERO, |sum, (&x, &y)| sum + x * y);
-    for (x, y) in a_chunks.zip(b_chunks) {
-        for ((lane, &x), &y) in lanes.iter_mut().zip(x).zip(y) {
-            *lane += x * y;
-        }
-    }
-    lanes.into_iter().fold(rest, |sum, lane| sum + lane)
-}
-
 /// The first `n` rows of a buffer that grows on demand.
 fn room<T: Real>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if buffer.len() < len {
@@ -65,6 +47,7 @@ fn room<T: Real>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::kernels::joint::dot;
     use crate::rng::Streams;
 
     /// Central differences of Σ_ij c_ij s_ij by every parameter against the written gradient, n pairs.

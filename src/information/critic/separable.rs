@@ -4,7 +4,8 @@
 //! Costs n instead of n² passes through the network, at some loss of expressiveness (Poole et al. 2019, "On
 //! variational bounds of mutual information", section 4).
 
-use super::{Critic, Rule, init_linear, relu, room};
+use super::{Critic, Rule, init_linear, room};
+use crate::kernels::joint::relu;
 use crate::kernels::product::{Matrix, Real, Target, product};
 use crate::rng::Stream;
 
