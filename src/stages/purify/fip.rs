@@ -60,6 +60,9 @@ pub struct Params {
     pub momentum: Fraction,
     /// How the learning rate moves.
     pub schedule: schedule::Params,
+    /// Largest Euclidean norm of a step's whole gradient; a longer one is shortened. The paper has no limit: on a sharp
+    /// model the trace's gradient is then larger than the rate can bear.
+    pub clip: Option<Positive>,
     /// Random changes to the images of the cross-entropy.
     pub augment: AugmentParams,
 }
@@ -77,6 +80,7 @@ impl Default for Params {
             learning_rate: const { valid(Positive::new(0.01)) },
             momentum: const { valid(Fraction::new(0.95)) },
             schedule: schedule::Params { kind: schedule::Kind::Constant, ..schedule::Params::default() },
+            clip: None,
             augment: AugmentParams::default(),
         }
     }
@@ -274,6 +278,9 @@ impl<C: Coordinates> Hooks for Purify<'_, C> {
             self.sharpness(network, step.number)?;
             self.trained.gradient.iter_mut().zip(&self.added).for_each(|(g, added)| *g += eta_f * added);
         }
+        if let Some(limit) = self.params.clip {
+            shorten(&mut self.trained.gradient, limit.get());
+        }
         Ok(())
     }
 
@@ -309,6 +316,15 @@ impl<C: Coordinates> Hooks for Purify<'_, C> {
         (self.traces, self.of_epochs) = (traces, of_epochs);
         *from = later;
         Some(())
+    }
+}
+
+/// Scales a vector that is longer than `limit` to that length.
+fn shorten(vector: &mut [f32], limit: f64) {
+    let length = vector.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+    if length > limit {
+        let scale = (limit / length) as f32;
+        vector.iter_mut().for_each(|value| *value *= scale);
     }
 }
 
@@ -370,6 +386,15 @@ mod tests {
         };
         let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
         assert!((slope / length - 1.0).abs() < 0.02, "difference {slope}, gradient {length}");
+    }
+
+    #[test]
+    fn only_long_gradients_are_shortened() {
+        let mut vector = [3.0, -4.0];
+        shorten(&mut vector, 5.0);
+        assert_eq!(vector, [3.0, -4.0]);
+        shorten(&mut vector, 1.0);
+        assert_eq!(vector, [0.6, -0.8]);
     }
 
     #[test]
