@@ -6,3 +6,4 @@ pub mod embedding;
 pub mod estimator_selection;
 pub mod information;
 pub mod information_bounds;
+pub mod over_seeds;

@@ -1,6 +1,8 @@
 //! Figures.
 
 pub mod curves;
+pub mod defence_arrows;
+pub mod defence_map;
 pub mod embedding;
 pub mod information_plane;
 pub mod overview;
