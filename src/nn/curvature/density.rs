@@ -57,7 +57,8 @@ mod tests {
         let nodes: Vec<(f64, f64)> =
             runs.iter().flat_map(|run| run.values().iter().copied().zip(run.weights())).collect();
         let total = runs.len() as f64;
-        let mean_of = |f: &dyn Fn(f64) -> f64| nodes.iter().map(|&(value, weight)| weight * f(value)).sum::<f64>() / total;
+        let mean_of =
+            |f: &dyn Fn(f64) -> f64| nodes.iter().map(|&(value, weight)| weight * f(value)).sum::<f64>() / total;
         let exact = |f: &dyn Fn(f64) -> f64| eigenvalues.iter().map(|&value| f(value)).sum::<f64>() / n as f64;
         let check = |what: &str, f: &dyn Fn(f64) -> f64, tolerance: f64| {
             let (found, expected) = (mean_of(f), exact(f));

@@ -12,6 +12,8 @@ pub mod lanczos;
 pub mod power;
 #[cfg(test)]
 mod quadratic;
+#[cfg(test)]
+mod two_layers;
 
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, l2};

@@ -4,5 +4,8 @@ pub mod backdoor;
 pub mod dynamics;
 pub mod embedding;
 pub mod estimator_selection;
+pub mod hessian;
 pub mod information;
 pub mod information_bounds;
+pub mod loss_landscape;
+pub mod subset;

@@ -3,5 +3,8 @@
 pub mod curves;
 pub mod embedding;
 pub mod information_plane;
+pub mod landscape;
+mod models;
 pub mod overview;
 pub mod samples;
+pub mod spectrum;
