@@ -11,7 +11,7 @@ use crate::kernels::basis;
 use crate::kernels::{Isa, l2};
 
 /// A new vector shorter than this share of the largest Ritz value has nothing left but rounding.
-const EXHAUSTED: f64 = 1e-7;
+const EXHAUSTED: f64 = 1e-6;
 
 /// What a run found.
 #[derive(Clone, Debug)]
