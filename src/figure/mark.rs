@@ -195,10 +195,34 @@ pub enum Mark {
         /// Their radius.
         radius: f64,
     },
+    /// A grid of equal fields, each of one colour.
+    Field(Field),
     /// A faint line across the panel at this x; drawn only where the data leave it in range.
     Upright(f64),
     /// A faint line across the panel at this y; drawn only where the data leave it in range.
     Level(f64),
+}
+
+/// A rectangle cut into fields.
+#[derive(Clone, Debug)]
+pub struct Field {
+    x: (f64, f64),
+    y: (f64, f64),
+    size: (usize, usize),
+    rgb: Vec<u8>,
+}
+
+impl Field {
+    /// `rows` of fields between two corners, the upper left one first; `colours` goes row by row.
+    ///
+    /// # Panics
+    /// If there is not a colour for every field.
+    pub fn new(upper_left: (f64, f64), lower_right: (f64, f64), rows: usize, colours: &[Colour]) -> Field {
+        assert!(rows > 0 && !colours.is_empty() && colours.len().is_multiple_of(rows), "fields and colours");
+        let rgb = colours.iter().flat_map(|colour| [16, 8, 0].map(|shift| (colour.0 >> shift & 0xff) as u8)).collect();
+        let size = (rows, colours.len() / rows);
+        Field { x: (upper_left.0, lower_right.0), y: (upper_left.1, lower_right.1), size, rgb }
+    }
 }
 
 /// The look of [`Mark::Upright`] and [`Mark::Level`].
@@ -220,6 +244,7 @@ impl Mark {
             Mark::Band { points, .. } => points.iter().flat_map(|&(x, low, high)| [(x, low), (x, high)]).collect(),
             Mark::Bar { from, to, .. } => vec![*from, *to],
             Mark::Dot { at, .. } => vec![*at],
+            Mark::Field(Field { x, y, .. }) => vec![(x.0, y.0), (x.1, y.1)],
             Mark::Upright(_) | Mark::Level(_) => Vec::new(),
         }
     }
@@ -260,6 +285,13 @@ impl Mark {
             Mark::Cloud { points, fill, radius } => {
                 let points: Vec<Point> = points.iter().filter_map(|&p| ground.point(p)).collect();
                 canvas.dots(&points, *fill, *radius);
+            }
+            Mark::Field(Field { x, y, size, rgb }) => {
+                if let (Some(upper), Some(lower)) = (ground.point((x.0, y.0)), ground.point((x.1, y.1))) {
+                    let frame = Frame { x: upper.0, y: upper.1, width: lower.0 - upper.0, height: lower.1 - upper.1 };
+                    let drawn = canvas.image(frame, *size, rgb);
+                    debug_assert!(drawn.is_ok(), "a field has as many colours as it says");
+                }
             }
             Mark::Upright(x) => {
                 if let Some(x) = ground.x(*x).filter(|&x| x >= left && x <= ground.frame.right()) {

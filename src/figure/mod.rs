@@ -7,6 +7,7 @@
 //! There is no interaction, no animation, and no chart type that no stage draws.
 
 pub mod canvas;
+pub mod contour;
 pub mod mark;
 pub mod panel;
 pub mod raster;
@@ -19,10 +20,10 @@ pub mod theme;
 pub(crate) mod golden;
 
 pub use canvas::{Anchor, Canvas, Style};
-pub use mark::{Key, Mark, Marker, Stroke};
+pub use mark::{Field, Key, Mark, Marker, Stroke};
 pub use panel::{Axis, Panel, Range};
 pub use scale::Spacing;
-pub use sheet::{ColourBar, Sheet};
+pub use sheet::{Bar, ColourBar, ColourScale, Sheet};
 pub use text::Label;
 pub use theme::{Colour, Width};
 

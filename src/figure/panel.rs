@@ -103,7 +103,9 @@ impl Axis {
         });
         let range = match (self.range, self.spacing) {
             (Range::Fixed(low, high), _) => (low, high),
-            (Range::Data | Range::Map, _) | (_, Spacing::Log) => self.spacing.widen(ends.unwrap_or((1.0, 1.0)), 0.05),
+            (Range::Data | Range::Map, _) | (_, Spacing::Log | Spacing::Signed(_)) => {
+                self.spacing.widen(ends.unwrap_or((1.0, 1.0)), 0.05)
+            }
             (Range::FromZero, Spacing::Linear) => {
                 let (low, high) = ends.unwrap_or((0.0, 1.0));
                 let high = if high > 0.0 { high } else { 1.0 };

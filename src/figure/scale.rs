@@ -3,12 +3,15 @@
 use super::text::{Label, minus};
 
 /// How values are spaced along an axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spacing {
     /// Evenly.
     Linear,
     /// By their logarithm; values that are not above zero cannot be shown.
     Log,
+    /// By the logarithm of their size on both sides of zero, evenly within about this distance of it (inverse hyperbolic
+    /// sine): for values of both signs and many orders of magnitude.
+    Signed(f64),
 }
 
 /// The ticks of an axis.
@@ -23,7 +26,7 @@ pub struct Ticks {
 impl Spacing {
     /// Whether the axis can show `value`.
     pub fn shows(self, value: f64) -> bool {
-        value.is_finite() && (self == Spacing::Linear || value > 0.0)
+        value.is_finite() && (self != Spacing::Log || value > 0.0)
     }
 
     /// Where `value` lies between `low` (0) and `high` (1).
@@ -31,6 +34,10 @@ impl Spacing {
         match self {
             Spacing::Linear => (value - low) / (high - low),
             Spacing::Log => libm::log(value / low) / libm::log(high / low),
+            Spacing::Signed(even) => {
+                let [value, low, high] = [value, low, high].map(|v| libm::asinh(v / even));
+                (value - low) / (high - low)
+            }
         }
     }
 
@@ -49,6 +56,11 @@ impl Spacing {
                 let free = if ratio > 1.0 + 1e-9 { libm::pow(ratio, margin) } else { 3.0 };
                 (low / free, high * free)
             }
+            Spacing::Signed(even) => {
+                let (low, high) = (libm::asinh(low / even), libm::asinh(high / even));
+                let free = if high > low { (high - low) * margin } else { 1.0 };
+                (even * libm::sinh(low - free), even * libm::sinh(high + free))
+            }
         }
     }
 
@@ -57,6 +69,7 @@ impl Spacing {
         match self {
             Spacing::Linear => linear(range, target.max(2), whole),
             Spacing::Log => log(range, target.max(2)),
+            Spacing::Signed(even) => signed(range, even, target.max(2)),
         }
     }
 }
@@ -123,6 +136,37 @@ fn log((low, high): (f64, f64), target: usize) -> Ticks {
     Ticks { major: major.into_iter().map(|(f, p)| (value(f, p), label(f, p))).collect(), minor }
 }
 
+/// Zero, and powers of ten on both sides of it.
+fn signed((low, high): (f64, f64), even: f64, target: usize) -> Ticks {
+    let power_of = |value: f64| libm::floor(libm::log10(value) + 1e-9) as i32;
+    let ten = |power: i32| libm::pow(10.0, f64::from(power));
+    let first = libm::ceil(libm::log10(even) - 1e-9) as i32;
+    let powers = |end: f64| if end > 0.0 { (first..=power_of(end)).collect() } else { Vec::new() };
+    let (below, above): (Vec<i32>, Vec<i32>) = (powers(-low), powers(high));
+    let every = (below.len() + above.len() + 1).div_ceil(target).max(1) as i32;
+    let last = below.iter().chain(&above).copied().max().unwrap_or(first);
+    let plain = first >= -3 && last <= 4;
+    let label = |sign: f64, power: i32| match (plain, sign < 0.0) {
+        (true, _) => Label::plain(minus(&format!("{:.*}", usize::try_from(-power).unwrap_or(0), sign * ten(power)))),
+        (false, false) => Label::power(None, power),
+        (false, true) => Label::power(Some(&minus("-1")), power),
+    };
+    let mut ticks = Ticks::default();
+    for (sign, powers) in [(-1.0, below.iter().rev().copied().collect()), (1.0, above)] {
+        for power in powers {
+            // From the largest down.
+            match (last - power) % every {
+                0 => ticks.major.push((sign * ten(power), label(sign, power))),
+                _ => ticks.minor.push(sign * ten(power)),
+            }
+        }
+        if sign < 0.0 && low <= 0.0 && high >= 0.0 {
+            ticks.major.push((0.0, Label::plain("0")));
+        }
+    }
+    ticks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +215,18 @@ mod tests {
             wide.major.iter().map(|t| t.1.clone()).collect::<Vec<_>>(),
             [-6, -3, 0, 3].map(|e| Label::power(None, e))
         );
+    }
+
+    #[test]
+    fn signed_ticks() {
+        check(Spacing::Signed(0.1), (-2.0, 300.0), 8, &["−1", "−0.1", "0", "0.1", "1", "10", "100"]);
+        check(Spacing::Signed(1.0), (-5.0, 2e3), 4, &["0", "10", "1000"]);
+        check(Spacing::Signed(1.0), (2.0, 40.0), 8, &["1", "10"]);
+        let spacing = Spacing::Signed(0.5);
+        assert_eq!(spacing.share(0.0, (-3.0, 3.0)), 0.5);
+        assert!(spacing.share(30.0, (-300.0, 300.0)) > 0.8 && spacing.shows(-1.0));
+        let (low, high) = spacing.widen((-1.0, 100.0), 0.05);
+        assert!(low < -1.0 && high > 100.0 && high < 150.0);
     }
 
     #[test]

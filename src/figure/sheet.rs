@@ -5,6 +5,7 @@
 use super::canvas::{Anchor, Canvas, Frame, Style};
 use super::mark::{Key, Stroke};
 use super::panel::{GAP, Panel, TICK};
+use super::scale::{Spacing, Ticks};
 use super::text::{CAP_HEIGHT, Label};
 use super::theme::{INK, LABEL, MARGIN, SMALL, Width, viridis};
 
@@ -23,8 +24,38 @@ pub struct Sheet {
     pub height: f64,
     /// A legend for all panels.
     pub keys: Vec<Key>,
-    /// What the colours of dots mean.
-    pub bar: Option<ColourBar>,
+    /// What the colours of dots or fields mean.
+    pub bar: Option<Bar>,
+}
+
+/// What colours mean, beside the panels.
+#[derive(Clone, Debug)]
+pub enum Bar {
+    /// A colour for each of a few values.
+    Values(ColourBar),
+    /// A colour for every value of a range.
+    Scale(ColourScale),
+}
+
+impl Bar {
+    /// Room that the bar takes right of the frames.
+    fn room(&self) -> f64 {
+        match self {
+            Bar::Values(bar) => bar.room(),
+            Bar::Scale(scale) => scale.room(),
+        }
+    }
+}
+
+/// A colour bar over a range.
+#[derive(Clone, Debug)]
+pub struct ColourScale {
+    /// What the values are.
+    pub label: Label,
+    /// How they are spaced.
+    pub spacing: Spacing,
+    /// The values of the darkest and the lightest colour.
+    pub range: (f64, f64),
 }
 
 /// A colour bar with a field per value: values that were observed, however far apart.
@@ -70,7 +101,7 @@ impl Sheet {
         let lefts: Vec<f64> = (0..n_columns)
             .map(|c| self.panels.iter().skip(c).step_by(n_columns).map(|p| p.left(self.height)).fold(0.0, f64::max))
             .collect();
-        let beside = self.bar.as_ref().map_or(OVERHANG, ColourBar::room);
+        let beside = self.bar.as_ref().map_or(OVERHANG, Bar::room);
         let taken = lefts.iter().sum::<f64>() + (n_columns - 1) as f64 * BETWEEN.0 + beside + 2.0 * MARGIN;
         let frame_width = ((width - taken) / n_columns as f64).max(20.0);
 
@@ -108,10 +139,11 @@ impl Sheet {
             y = top + self.height + row.iter().map(Panel::below).fold(0.0, f64::max);
         }
         if let (Some(bar), Some(top)) = (&self.bar, bar_from) {
-            bar.draw(
-                &mut canvas,
-                Frame { x: width - MARGIN - beside + BAR.1, y: top, width: BAR.0, height: self.height },
-            );
+            let frame = Frame { x: width - MARGIN - beside + BAR.1, y: top, width: BAR.0, height: self.height };
+            match bar {
+                Bar::Values(bar) => bar.draw(&mut canvas, frame),
+                Bar::Scale(scale) => scale.draw(&mut canvas, frame),
+            }
         }
         canvas.finish(width, y + MARGIN, &self.title)
     }
@@ -158,15 +190,69 @@ fn draw_keys(canvas: &mut Canvas, keys: &[Key], rows: &[Vec<usize>], (left, top)
     }
 }
 
+/// Room that a bar with these tick labels takes right of the frames.
+fn room<'a>(labels: impl Iterator<Item = &'a Label>) -> f64 {
+    BAR.1 + BAR.0 + TICK + GAP + labels.map(|label| label.width(SMALL)).fold(0.0, f64::max) + GAP + LABEL * 1.1
+}
+
+/// The label beside a bar that takes `room`.
+fn draw_label(canvas: &mut Canvas, frame: Frame, room: f64, label: &Label) {
+    let x = frame.x + room - BAR.1 - LABEL * CAP_HEIGHT / 2.0;
+    canvas.text_centred((x, frame.y + frame.height / 2.0), label, Style::new(LABEL, Anchor::Middle).upwards());
+}
+
+/// Fields of a bar over a range: steps that the eye does not see.
+const STEPS: usize = 64;
+
+impl ColourScale {
+    /// The colour of `value`: that of the nearer end, outside of the range.
+    pub fn colour(&self, value: f64) -> super::Colour {
+        if !self.spacing.shows(value) {
+            return viridis(if value > 0.0 { 1.0 } else { 0.0 });
+        }
+        viridis(self.spacing.share(value, self.range))
+    }
+
+    fn ticks(&self) -> Ticks {
+        self.spacing.ticks(self.range, 6, false)
+    }
+
+    fn room(&self) -> f64 {
+        room(self.ticks().major.iter().map(|(_, label)| label))
+    }
+
+    fn draw(&self, canvas: &mut Canvas, frame: Frame) {
+        let field = frame.height / STEPS as f64;
+        for step in 0..STEPS {
+            let y = frame.bottom() - (step + 1) as f64 * field;
+            // Overlapping by a hair, as above.
+            let height = if step == 0 { field } else { field + 0.3 };
+            canvas.rect(Frame { y, height, ..frame }, viridis((step as f64 + 0.5) / STEPS as f64));
+        }
+        let line = Stroke::new(INK, 0.6);
+        canvas.frame(frame, &line);
+        let ticks = self.ticks();
+        let place = |value: f64| frame.bottom() - self.spacing.share(value, self.range) * frame.height;
+        for (value, label) in &ticks.major {
+            let y = place(*value);
+            canvas.line((frame.right(), y), (frame.right() + TICK, y), &line);
+            canvas.text_centred((frame.right() + TICK + GAP, y), label, Style::new(SMALL, Anchor::Start));
+        }
+        for &value in &ticks.minor {
+            let y = place(value);
+            canvas.line((frame.right(), y), (frame.right() + TICK * 0.6, y), &line);
+        }
+        draw_label(canvas, frame, self.room(), &self.label);
+    }
+}
+
 impl ColourBar {
     fn labels(&self) -> Vec<Label> {
         self.values.iter().map(|v| Label::plain(v.to_string())).collect()
     }
 
-    /// Room that the bar takes right of the frames.
     fn room(&self) -> f64 {
-        let widest = self.labels().iter().map(|l| l.width(SMALL)).fold(0.0, f64::max);
-        BAR.1 + BAR.0 + TICK + GAP + widest + GAP + LABEL * 1.1
+        room(self.labels().iter())
     }
 
     fn draw(&self, canvas: &mut Canvas, frame: Frame) {
@@ -188,9 +274,7 @@ impl ColourBar {
                 canvas.text_centred((frame.right() + TICK + GAP, y), label, Style::new(SMALL, Anchor::Start));
             }
         }
-        let x = frame.x + self.room() - BAR.1 - LABEL * CAP_HEIGHT / 2.0;
-        let middle = frame.y + frame.height / 2.0;
-        canvas.text_centred((x, middle), &self.label, Style::new(LABEL, Anchor::Middle).upwards());
+        draw_label(canvas, frame, self.room(), &self.label);
     }
 
     /// Which values get a label when a field is this high: all, or first, last and round ones between.
@@ -223,6 +307,13 @@ mod tests {
         let every = bar((1..=120).collect());
         let labelled: Vec<usize> = every.labelled(150.0 / 120.0).iter().map(|&i| every.values[i]).collect();
         assert_eq!(labelled, [1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120]);
+    }
+
+    #[test]
+    fn colour_scales_run_from_dark_to_light() {
+        let scale = ColourScale { label: Label::plain("loss"), spacing: Spacing::Log, range: (0.01, 100.0) };
+        assert_eq!([0.01, 1.0, 100.0].map(|v| scale.colour(v)), [viridis(0.0), viridis(0.5), viridis(1.0)]);
+        assert_eq!([0.0, f64::INFINITY].map(|v| scale.colour(v)), [viridis(0.0), viridis(1.0)]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ const LANES: usize = 8;
 
 multiversion! {
     /// Adds `a . b` to `sum`.
-    fn add_products(a: &[f32], b: &[f32], sum: &mut f64) {
+    pub(super) fn add_products(a: &[f32], b: &[f32], sum: &mut f64) {
         let mut sums = [0.0f64; LANES];
         let mut at = 0;
         while at + LANES <= a.len() {

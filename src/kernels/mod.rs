@@ -11,6 +11,7 @@
 //!
 //! Each kernel takes the [`Isa`] to use, so that tests run all of them; an `Isa` exists only where the machine has it.
 
+pub mod basis;
 pub mod conv;
 #[cfg(feature = "cuda")]
 pub mod cuda;

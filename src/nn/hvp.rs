@@ -1,6 +1,6 @@
 //! Hessian-vector products by central differences of gradients: `Hv = (g(w + e v) - g(w - e v)) / 2e`.
 //!
-//! Two ordinary gradients, no second backward graph. The step is `e = 1e-3 |w| / |v|`: relative to the weights, so that
+//! Two ordinary gradients, no second backward graph. The step is `e = 1e-3 |w| / |v|` unless told otherwise: relative to the weights, so that
 //! in f32 neither the rounding of `w + e v` (some 1e-4 of the product) nor the third derivative dominates.
 //!
 //! A ReLU whose input changes sign on the way adds its jump: it is part of the curvature at that scale, and a product by
@@ -20,8 +20,10 @@ const RELATIVE_STEP: f64 = 1e-3;
 const CHUNK: usize = 1 << 14;
 
 /// Buffers for products, made once: a power iteration or a Lanczos run takes many.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct HessianProduct {
+    /// Step over |w| / |v|.
+    relative_step: f64,
     /// Weights of a network meanwhile.
     kept: Vec<f32>,
     /// Weights with the step.
@@ -30,10 +32,22 @@ pub struct HessianProduct {
     below: Vec<f32>,
 }
 
+impl Default for HessianProduct {
+    fn default() -> HessianProduct {
+        HessianProduct::with_step(RELATIVE_STEP)
+    }
+}
+
 impl HessianProduct {
     /// No buffers yet.
     pub fn new() -> HessianProduct {
         HessianProduct::default()
+    }
+
+    /// The same with a step of `relative_step |w| / |v|`: smaller where the loss bends sharply, larger where it is so flat
+    /// that rounding shows.
+    pub fn with_step(relative_step: f64) -> HessianProduct {
+        HessianProduct { relative_step, kept: Vec::new(), moved: Vec::new(), below: Vec::new() }
     }
 
     /// Writes `H vector` into `product`, both [n_parameters], for the loss whose gradient `gradient` leaves in the
@@ -92,7 +106,7 @@ impl HessianProduct {
             return Ok(());
         }
         // At the origin there is no scale to go by.
-        let step = RELATIVE_STEP * if size > 0.0 { size } else { 1.0 } / length;
+        let step = self.relative_step * if size > 0.0 { size } else { 1.0 } / length;
         self.moved.resize(n, 0.0);
         self.below.resize(n, 0.0);
         step_along(weights, vector, step as f32, &mut self.moved);

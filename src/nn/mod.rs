@@ -12,10 +12,13 @@
 
 pub mod attention;
 pub mod augment;
+pub mod batch_loss;
 pub mod bilevel;
 pub mod coordinates;
+pub mod curvature;
 #[cfg(feature = "cuda")]
 pub mod engine;
+pub mod filters;
 pub mod fisher;
 #[cfg(test)]
 mod golden;

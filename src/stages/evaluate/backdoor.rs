@@ -234,7 +234,7 @@ impl Scored<'_> {
 }
 
 /// The model's stage; its default port goes without saying.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.strip_suffix(".model").unwrap_or(name).to_string()
 }
 
@@ -242,7 +242,7 @@ fn is_noisy(model: &Model) -> bool {
     model.info.sigma_xt > 0.0 || model.info.sigma_ty > 0.0
 }
 
-fn check_classes(model: &Model, about: &About) -> Result<()> {
+pub(super) fn check_classes(model: &Model, about: &About) -> Result<()> {
     if model.info.n_classes == about.classes.len() {
         return Ok(());
     }
@@ -389,7 +389,7 @@ fn table(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
 }
 
 /// A value of the matrix as a cell.
-fn point_cell(value: &serde_json::Value) -> Cell {
+pub(super) fn point_cell(value: &serde_json::Value) -> Cell {
     match value {
         serde_json::Value::Null => Cell::None,
         serde_json::Value::Bool(value) => (*value).into(),

@@ -7,7 +7,7 @@
 use crate::artifact::{Figure, Table, table::Cell};
 use crate::error::{Error, Result};
 use crate::figure::{
-    self, Axis, ColourBar, Key, Label, Mark, Marker, Panel, Range, Sheet, Spacing, Stroke, Width, theme,
+    self, Axis, Bar, ColourBar, Key, Label, Mark, Marker, Panel, Range, Sheet, Spacing, Stroke, Width, theme,
 };
 use crate::stage::{Context, Resources, Stage};
 use schemars::JsonSchema;
@@ -107,7 +107,8 @@ impl Stage for InformationPlane {
             let label = Label::plain("ceiling of the estimator");
             keys.push(Key { label, stroke: Some(figure::mark::RULE), marker: None });
         }
-        let sheet = Sheet { width, title: params.title.clone(), panels, n_columns, height, keys, bar: Some(bar) };
+        let sheet =
+            Sheet { width, title: params.title.clone(), panels, n_columns, height, keys, bar: Some(Bar::Values(bar)) };
         figure::finish(sheet.to_svg())
     }
 }

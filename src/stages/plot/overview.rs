@@ -8,7 +8,7 @@ use super::information_plane::{self as plane, Place, Plane};
 use crate::artifact::{Figure, Table};
 use crate::error::{Error, Result};
 use crate::figure::{
-    self, Axis, Colour, ColourBar, Key, Label, Mark, Marker, Panel, Range, Sheet, Spacing, Stroke, Width, theme,
+    self, Axis, Bar, Colour, ColourBar, Key, Label, Mark, Marker, Panel, Range, Sheet, Spacing, Stroke, Width, theme,
 };
 use crate::stage::{Context, Named, Resources, Stage};
 use schemars::JsonSchema;
@@ -82,7 +82,7 @@ impl Stage for Overview {
             let planes = Planes::read(&params, &information)?;
             rows.push(planes.panels());
             keys = planes.keys(&rows[0]);
-            bar = Some(planes.bar);
+            bar = Some(Bar::Values(planes.bar));
         }
         rows.push(curves(&tables, &LOSSES, "training loss (nats)", Range::FromZero)?);
         rows.push(curves(&tables, &SCORES, "C-Acc, ASR (%)", Range::Percent)?);
