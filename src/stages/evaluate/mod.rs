@@ -1,8 +1,12 @@
 //! Measurements.
 
+pub mod activation_clustering;
 pub mod backdoor;
+pub mod detection;
 pub mod dynamics;
 pub mod embedding;
 pub mod estimator_selection;
 pub mod information;
 pub mod information_bounds;
+pub mod spectral_signatures;
+pub mod strip;
