@@ -59,6 +59,7 @@ pub const STAGES: &[Entry] = &[
     Entry::of::<purify::rnp::Rnp>(),
     Entry::of::<test::echo::Echo>(),
     Entry::of::<test::sink::Sink>(),
+    Entry::of::<train::abl::Abl>(),
     Entry::of::<train::classifier::Classifier>(),
 ];
 
