@@ -29,6 +29,7 @@ pub const STAGES: &[Entry] = &[
     Entry::of::<evaluate::spectral_signatures::SpectralSignatures>(),
     Entry::of::<evaluate::strip::Strip>(),
     Entry::of::<pack::beton::Beton>(),
+    Entry::of::<pack::cleanse::Cleanse>(),
     Entry::of::<plot::curves::Curves>(),
     Entry::of::<plot::embedding::Embedding>(),
     Entry::of::<plot::information_plane::InformationPlane>(),

@@ -144,7 +144,7 @@ impl Stage for ActivationClustering {
         Ok(Outputs {
             scores: scores.table(ActivationClustering::NAME, "training", about),
             classes,
-            samples: samples(&dataset.train, &all, &verdicts, definition),
+            samples: samples(&dataset.train, "training", &all, &verdicts, definition),
         })
     }
 }

@@ -225,18 +225,20 @@ fn auroc(positive: &[f64], negative: &[f64]) -> Option<f64> {
     Some(wins / (positive.len() as f64 * negative.len() as f64))
 }
 
-/// A row for each image that was judged; `numbers` are its rows in the split.
-pub fn samples(split: &Split, numbers: &[usize], verdicts: &[Verdict], score: &str) -> Table {
+/// A row for each image that was judged: `rows` of `split`, which is called `images` (`training`, `test`, `triggered`).
+pub fn samples(split: &Split, images: &str, rows: &[usize], verdicts: &[Verdict], score: &str) -> Table {
     let mut table = Table::new(vec![
-        Column::new("row", "position in the split that was judged"),
+        Column::new("images", "which images were judged: training, test or triggered test images"),
+        Column::new("row", "position among them"),
         Column::new("index", "position in the dataset as it was loaded"),
         Column::new("label", "the label that training sees"),
         Column::new("score", score).digits(4),
         Column::new("is_suspect", "whether it is taken for poisoned"),
         Column::new("role", "what it is; the detector did not see it"),
     ]);
-    for (&row, verdict) in numbers.iter().zip(verdicts) {
+    for (&row, verdict) in rows.iter().zip(verdicts) {
         table.push(vec![
+            images.into(),
             row.into(),
             split.index[row].into(),
             split.label[row].into(),
@@ -280,7 +282,7 @@ pub mod tests {
 
     /// What a detector said, without what was counted: the columns of its samples up to `is_suspect`.
     pub fn verdicts(samples: &Table) -> Vec<Vec<Cell>> {
-        samples.rows.iter().map(|row| row[..5].to_vec()).collect()
+        samples.rows.iter().map(|row| row[..6].to_vec()).collect()
     }
 
     fn verdict(score: f64, is_suspect: bool) -> Verdict {

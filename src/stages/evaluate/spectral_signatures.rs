@@ -109,7 +109,7 @@ impl Stage for SpectralSignatures {
         Ok(Outputs {
             scores: scores.table(SpectralSignatures::NAME, "training", about),
             classes,
-            samples: samples(&dataset.train, &all, &verdicts, definition),
+            samples: samples(&dataset.train, "training", &all, &verdicts, definition),
         })
     }
 }

@@ -125,7 +125,7 @@ impl Stage for Strip {
                 .map(|entropy| Verdict { score: -entropy, is_suspect: entropy < threshold })
                 .collect();
             let definition = "minus the mean entropy under overlays, in nats";
-            let table = samples(split, rows, &of_part, definition);
+            let table = samples(split, name, rows, &of_part, definition);
             match &mut of_samples {
                 None => of_samples = Some(table),
                 Some(all) => all.rows.extend(table.rows),
@@ -313,7 +313,7 @@ mod tests {
             }
         }
         let made = run(Params { n_overlays: count(3), ..Params::default() }, model, dataset).unwrap();
-        let scores = made.samples.rows.iter().map(|row| row[3].number().unwrap());
+        let scores = made.samples.rows.iter().map(|row| row[4].number().unwrap());
         assert!(scores.clone().all(|score| (score + 1.5 * 2f64.ln()).abs() < 1e-6));
         // 12 clean test images, and the 8 triggered ones that are not of class 0.
         assert_eq!(scores.count(), 20);
