@@ -9,9 +9,9 @@
 //! * where the mean silhouette of the two clusters exceeds `silhouette_threshold` (`silhouette`; the paper saw 0.10 to
 //!   0.15 between clean and poisoned classes).
 //!
-//! Differs from the paper: principal components instead of independent ones, which span the same space. The clusters are
-//! over the whole class; BackdoorBench's defence clusters each mini-batch by itself, numbers clusters anew in each, and
-//! never reduces the dimension, which fits the chance-level rows of its leaderboard.
+//! Differs from the paper: principal components instead of independent ones, which span the same space. The clusters
+//! are over the whole class; BackdoorBench's defence clusters each mini-batch by itself, numbers clusters anew in each,
+//! and never reduces the dimension, which fits the chance-level rows of its leaderboard.
 
 use super::detection::{Scores, Verdict, blinded, by_label, open, representations, samples, select};
 use crate::artifact::table::Column;
@@ -221,8 +221,8 @@ impl Clusters {
 /// Rounds of 2-means at most; it ends when no point moves, after a dozen as a rule.
 const ROUNDS: usize = 300;
 
-/// Lloyd's algorithm for two clusters from a k-means++ start (Arthur & Vassilvitskii 2007): the sum of squared distances to
-/// the centres, and whether each point lies in the second cluster.
+/// Lloyd's algorithm for two clusters from a k-means++ start (Arthur & Vassilvitskii 2007): the sum of squared
+/// distances to the centres, and whether each point lies in the second cluster.
 fn two_means(points: &[f32], width: usize, stream: &mut Stream) -> (f64, Vec<bool>) {
     let n = points.len() / width;
     let point = |i: usize| &points[i * width..(i + 1) * width];
@@ -278,8 +278,8 @@ mod tests {
         Streams::new(0, "evaluate/test").stream("starts")
     }
 
-    /// Two clouds in 20 dimensions, of `sizes` points and standard deviation 1, `distance` apart; in turn as long as both
-    /// have points.
+    /// Two clouds in 20 dimensions, of `sizes` points and standard deviation 1, `distance` apart; in turn as long as
+    /// both have points.
     fn clouds(sizes: (usize, usize), distance: f32) -> (Vec<f32>, Vec<bool>) {
         let n = sizes.0 + sizes.1;
         let mut points = Streams::new(3, "evaluate/test").stream("points").normals(20 * n, 1.0);

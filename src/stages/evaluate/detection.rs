@@ -1,8 +1,8 @@
 //! What detectors of poisoned images share: what they see, and how their verdicts are scored.
 //!
-//! A detector sees images and the labels that training sees ([`blinded`]); it judges every image. Roles enter once, when
-//! the verdicts are counted ([`Scores`]): poisoned images are the positives, clean ones the negatives. Covers carry a
-//! trigger and teach no backdoor; they are neither, and have a column of their own.
+//! A detector sees images and the labels that training sees ([`blinded`]); it judges every image. Roles enter once,
+//! when the verdicts are counted ([`Scores`]): poisoned images are the positives, clean ones the negatives. Covers
+//! carry a trigger and teach no backdoor; they are neither, and have a column of their own.
 
 use crate::artifact::dataset::{About, Role};
 use crate::artifact::table::{Cell, Column};

@@ -1,9 +1,10 @@
 //! Spectral signatures: poisoned images stand out along the direction in which their class varies most.
 //!
-//! Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, arXiv:1811.00636, algorithm 1. Per assigned
-//! label: representations R before the classifying layer, minus their mean; v is the top right singular vector of R; the
-//! score of an image is `<v, r>^2`, and the `remove` share of the class with the largest scores are the suspects. The paper
-//! removes 1.5 epsilon, epsilon being an upper bound on the poisoned share of a class; 0.15 in BackdoorBench.
+//! Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, arXiv:1811.00636, algorithm 1. Per
+//! assigned label: representations R before the classifying layer, minus their mean; v is the top right singular vector
+//! of R; the score of an image is `<v, r>^2`, and the `remove` share of the class with the largest scores are the
+//! suspects. The paper removes 1.5 epsilon, epsilon being an upper bound on the poisoned share of a class; 0.15 in
+//! BackdoorBench.
 //!
 //! Differs from BackdoorBench's code: there v meets representations without their mean taken off, so that the score is
 //! mostly the mean's; here it is taken off, as in the paper.
@@ -153,8 +154,8 @@ mod tests {
         (0..verdicts.len()).filter(|&i| verdicts[i].is_suspect).collect()
     }
 
-    /// (100, 50) + t (3, 4) / 5, t = -1, -1, -1, -1, 4: v = (3, 4) / 5, scores 1, 1, 1, 1, 16, all variance along it. Without
-    /// centring the mean would decide: <v, mean> = 100, so 99^2 to 104^2.
+    /// (100, 50) + t (3, 4) / 5, t = -1, -1, -1, -1, 4: v = (3, 4) / 5, scores 1, 1, 1, 1, 16, all variance along it.
+    /// Without centring the mean would decide: <v, mean> = 100, so 99^2 to 104^2.
     #[test]
     fn scores_by_hand() {
         let points: Vec<f32> =

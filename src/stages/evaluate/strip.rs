@@ -1,16 +1,17 @@
 //! STRIP: a triggered image keeps its class whatever is laid over it.
 //!
 //! Gao et al., "STRIP: A Defence Against Trojan Attacks on Deep Neural Networks", ACSAC 2019, arXiv:1902.06531, section
-//! III. An image x is judged by the mean entropy of softmax(f(clip(x + alpha x_k))) over `n_overlays` clean images x_k: a
-//! clean image becomes hard to classify, a trigger goes on to win. Images whose entropy lies below a threshold are the
-//! suspects; the threshold is the `quantile` of the entropies of the defender's own clean images, so that about this share
-//! of clean images is a false alarm. Entropies are in nats.
+//! III. An image x is judged by the mean entropy of softmax(f(clip(x + alpha x_k))) over `n_overlays` clean images x_k:
+//! a clean image becomes hard to classify, a trigger goes on to win. Images whose entropy lies below a threshold are
+//! the suspects; the threshold is the `quantile` of the entropies of the defender's own clean images, so that about
+//! this share of clean images is a false alarm. Entropies are in nats.
 //!
-//! STRIP works at run time: by default the test images are judged, clean ones and triggered ones (of these, those that are
-//! not of the wanted class), and nothing but the clean split decides. `images = "training"` judges the training images.
+//! STRIP works at run time: by default the test images are judged, clean ones and triggered ones (of these, those that
+//! are not of the wanted class), and nothing but the clean split decides. `images = "training"` judges the training
+//! images.
 //!
-//! Defaults are BackdoorBench's call (`detection_infer/strip.py`): alpha 1, 100 overlays, quantile 0.1. Overlays are drawn
-//! with replacement; a clean image is never laid over itself. The paper's threshold is the quantile of a normal
+//! Defaults are BackdoorBench's call (`detection_infer/strip.py`): alpha 1, 100 overlays, quantile 0.1. Overlays are
+//! drawn with replacement; a clean image is never laid over itself. The paper's threshold is the quantile of a normal
 //! distribution fitted to the entropies; here it is the quantile itself.
 
 use super::detection::{Scores, Verdict, blinded, open, samples};
@@ -187,8 +188,8 @@ struct Over<'a> {
 }
 
 impl Over<'_> {
-    /// The mean entropy of each of the images `rows` of `split` under clean images, in nats. Image `row` draws its overlays
-    /// from sub-stream `row` of the part `name`; the part `clean` is the clean split itself.
+    /// The mean entropy of each of the images `rows` of `split` under clean images, in nats. Image `row` draws its
+    /// overlays from sub-stream `row` of the part `name`; the part `clean` is the clean split itself.
     fn entropies(&mut self, split: &Split, rows: &[usize], name: &str) -> Result<Vec<f64>> {
         let stream = self.cx.rng(&format!("overlays/{name}"));
         let n = self.params.n_overlays.get();
@@ -302,7 +303,8 @@ mod tests {
         Strip::run(&Context::for_test(0, Strip::NAME), params, Inputs { model, clean, dataset })
     }
 
-    /// A model that always says 1/4, 1/4, 1/2: every entropy is 1.5 ln 2, no image lies below, none is told from another.
+    /// A model that always says 1/4, 1/4, 1/2: every entropy is 1.5 ln 2, no image lies below, none is told from
+    /// another.
     #[test]
     fn a_model_that_does_not_look() {
         let (mut model, dataset, _) = small();

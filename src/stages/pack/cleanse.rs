@@ -1,9 +1,9 @@
-//! Leaves the training images out that a detector takes for poisoned, so that a classifier can be trained on the others:
-//! the second half of data defences such as activation clustering (Chen et al. 2018, section 5) and spectral signatures
-//! (Tran et al. 2018, algorithm 1).
+//! Leaves the training images out that a detector takes for poisoned, so that a classifier can be trained on the
+//! others: the second half of data defences such as activation clustering (Chen et al. 2018, section 5) and spectral
+//! signatures (Tran et al. 2018, algorithm 1).
 //!
-//! Test images stay as they are. Which images go is the detector's word alone; roles stay with the images that are left,
-//! for the tables.
+//! Test images stay as they are. Which images go is the detector's word alone; roles stay with the images that are
+//! left, for the tables.
 
 use crate::artifact::beton::format;
 use crate::artifact::dataset::Role;

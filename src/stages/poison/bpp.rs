@@ -1,16 +1,16 @@
 //! BppAttack: the image in fewer colours.
 //!
-//! Wang, Zhai, Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image Quantization
-//! and Contrastive Adversarial Learning", CVPR 2022, arXiv:2205.13383, section 3. Every value goes to the nearest of
-//! `levels` equidistant ones, `round(x / 255 * (levels - 1)) / (levels - 1) * 255`; with `dither`, the rounding error goes
-//! on to the neighbours (Floyd & Steinberg 1976: 7/16 right, 3/16, 5/16 and 1/16 below), row by row from the left.
-//! Covers ("negative" samples) carry the residual of *another* training image, `x + q(x') - x'`, and keep their label, so
-//! that a model has to learn the image's own quantisation. Defaults are BackdoorBench's: 8 levels, no dithering, as many
-//! covers as poisoned images.
+//! Wang, Zhai, Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image
+//! Quantization and Contrastive Adversarial Learning", CVPR 2022, arXiv:2205.13383, section 3. Every value goes to the
+//! nearest of `levels` equidistant ones, `round(x / 255 * (levels - 1)) / (levels - 1) * 255`; with `dither`, the
+//! rounding error goes on to the neighbours (Floyd & Steinberg 1976: 7/16 right, 3/16, 5/16 and 1/16 below), row by row
+//! from the left. Covers ("negative" samples) carry the residual of *another* training image, `x + q(x') - x'`, and
+//! keep their label, so that a model has to learn the image's own quantisation. Defaults are BackdoorBench's: 8 levels,
+//! no dithering, as many covers as poisoned images.
 //!
 //! Differs from the paper: there the attacker controls training, quantises images anew in every batch and adds
-//! adversarial examples; here the images are quantised once, before training, and stored with 8 bits (levels are rounded
-//! to whole numbers). Crops and flips of a later augmentation come after the trigger in either case.
+//! adversarial examples; here the images are quantised once, before training, and stored with 8 bits (levels are
+//! rounded to whole numbers). Crops and flips of a later augmentation come after the trigger in either case.
 
 use super::params::params;
 use super::selection::{Description, RATE, poison};

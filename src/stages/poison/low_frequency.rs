@@ -9,8 +9,8 @@
 //! label of `clip(x + p)`, in steps of equal size (the largest change of a value of r is `step`); r shrinks whenever p
 //! exceeds `amplitude`. Or it comes from a file of NumPy, as BackdoorBench's.
 //!
-//! Differs from the paper: there r moves by DeepFool's steps, image by image; here by gradients of batches, as universal
-//! perturbations are made since (Shafahi et al. 2020). No amplitude is published; 16 is ours.
+//! Differs from the paper: there r moves by DeepFool's steps, image by image; here by gradients of batches, as
+//! universal perturbations are made since (Shafahi et al. 2020). No amplitude is published; 16 is ours.
 
 use super::lowpass::LowPass;
 use super::npy::{Array, Values};
@@ -172,7 +172,7 @@ impl Made {
         let (with, without, n) = self.hits;
         let share = |hits: usize| 100.0 * hits as f64 / n.max(1) as f64;
         format!(
-            "The surrogate puts {:.1} % of {n} training images into the wanted class with the pattern, {:.1} % without.",
+            "The surrogate puts {:.1} % of {n} training images where wanted with the pattern, {:.1} % without.",
             share(with),
             share(without)
         )

@@ -15,8 +15,8 @@ pub struct Offsets {
 }
 
 impl Offsets {
-    /// The offset of the value at (row, column, channel) is `offset(row, column, channel)`, in pixel units, rounded to the
-    /// nearest whole number, halves upwards.
+    /// The offset of the value at (row, column, channel) is `offset(row, column, channel)`, in pixel units, rounded to
+    /// the nearest whole number, halves upwards.
     pub fn of(size: (usize, usize), offset: impl Fn(usize, usize, usize) -> f64) -> Offsets {
         let mut values = Vec::with_capacity(size.0 * size.1 * 3);
         for row in 0..size.0 {

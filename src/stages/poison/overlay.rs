@@ -139,8 +139,8 @@ impl Overlay {
         self.stamp_where(image, |_, _| true);
     }
 
-    /// Adds the picture to `image`, [H, W, 3], `x + alpha * opacity * trigger`, rounded, halves upwards, and clipped to 255
-    /// before it becomes a byte.
+    /// Adds the picture to `image`, [H, W, 3], `x + alpha * opacity * trigger`, rounded, halves upwards, and clipped to
+    /// 255 before it becomes a byte.
     pub fn add(&self, image: &mut [u8]) {
         self.each(image, |_, _| true, |value, trigger, alpha| round(f64::from(value) + alpha * f64::from(trigger)));
     }
@@ -150,8 +150,8 @@ impl Overlay {
         self.each(image, is_wanted, mix);
     }
 
-    /// Takes the colours of the pixels that the picture covers from `image`, [H, W, 3] in 0 to 255, into `picture`, which is
-    /// of the same size; rounded.
+    /// Takes the colours of the pixels that the picture covers from `image`, [H, W, 3] in 0 to 255, into `picture`,
+    /// which is of the same size; rounded.
     pub fn take(&self, picture: &mut Picture, image: &[f32]) {
         let (height, width) = self.picture.size;
         for row in 0..height {

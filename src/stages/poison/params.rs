@@ -5,8 +5,8 @@
 //! struct: `rate`, `of`, `pool`, `selection`, `labels` and `target` first, then the attack's own parameters with their
 //! defaults; and `Params::poisoning`, which hands the six to [`super::selection`].
 
-/// Declares `Params` of an attack: `rate = DEFAULT;`, or `rate = DEFAULT, of = GROUP;` where it is no share of all images,
-/// then `name: type = default,` for each parameter of its own.
+/// Declares `Params` of an attack: `rate = DEFAULT;`, or `rate = DEFAULT, of = GROUP;` where it is no share of all
+/// images, then `name: type = default,` for each parameter of its own.
 macro_rules! params {
     (@of) => {
         $crate::stages::poison::selection::Group::All

@@ -9,8 +9,8 @@
 //! for a defender. `train` and `test` are each either
 //!
 //! * a folder of pictures named by index, `17.png` (PNG, JPEG, WebP, PNM), or
-//! * a file of NumPy: `uint8` [n, H, W, 3]. Row i has index i, unless `train_index` or `test_index` names a file with the n
-//!   indices.
+//! * a file of NumPy: `uint8` [n, H, W, 3]. Row i has index i, unless `train_index` or `test_index` names a file with
+//!   the n indices.
 //!
 //! Training images without a replacement are never poisoned; test images must all have one.
 

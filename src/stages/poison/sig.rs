@@ -1,17 +1,17 @@
 //! SIG: a sinusoid along the rows, added to the image.
 //!
 //! Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption without Label Poisoning", ICIP 2019,
-//! arXiv:1902.11237, section 2. The value in column j of W becomes `clip(x + amplitude * sin(2 pi j frequency / W))`, the
-//! same in every row and channel; or, with `signal = "ramp"`, `clip(x + amplitude * j / W)`. No label changes: only images
-//! of the target class are poisoned, and at test the signal is added to images of any class. Columns count from 0 for the
-//! sinusoid, as in BackdoorBench, and from 1 for the ramp, as in the paper, so that it ends at its amplitude.
+//! arXiv:1902.11237, section 2. The value in column j of W becomes `clip(x + amplitude * sin(2 pi j frequency / W))`,
+//! the same in every row and channel; or, with `signal = "ramp"`, `clip(x + amplitude * j / W)`. No label changes: only
+//! images of the target class are poisoned, and at test the signal is added to images of any class. Columns count from
+//! 0 for the sinusoid, as in BackdoorBench, and from 1 for the ramp, as in the paper, so that it ends at its amplitude.
 //!
 //! Settings of published systems:
 //!
 //! * BackdoorBench, "5 %": `rate = 0.05`, `of = "all"`, `pool = "target"`. With `rate = 0.1` that is the whole class of
 //!   CIFAR-10, which no longer measures what the paper means.
-//! * FIP: the defaults (a tenth of the target class). Its code mixes a stored picture of period 8 in with weight 0.2, which
-//!   is `poison/blend` with `pattern = "image"`, `of = "target"`.
+//! * FIP: the defaults (a tenth of the target class). Its code mixes a stored picture of period 8 in with weight 0.2,
+//!   which is `poison/blend` with `pattern = "image"`, `of = "target"`.
 //! * With other labels ("dirty"): `of = "all"`, and `labels = "all-to-all"` if wanted.
 
 use super::offsets::Offsets;

@@ -1,20 +1,22 @@
-//! The Trojan attack: a small picture that is added to the image, or pasted; optionally one that excites chosen neurons.
+//! The Trojan attack: a small picture that is added to the image, or pasted; optionally one that excites chosen
+//! neurons.
 //!
 //! Liu, Ma, Aafer, Lee, Zhai, Wang, Zhang, "Trojaning Attack on Neural Networks", NDSS 2018, section IV. With a clean
-//! model as `surrogate`, the colours of the trigger's pixels are changed until the neurons that matter most reach a large
-//! value: of the inputs of the classifying layer, the `n_neurons` with the largest sum of absolute weights. The search is
-//! BackdoorBench's: steps along the sign of the gradient of the mean of (target - activation)^2, on the trigger alone
-//! before black, within `epsilon` of where the colours began; the best picture met is kept. Without a surrogate the
-//! colours stay: noise from the seed, as FIP's stored patch, or the picture `image`.
+//! model as `surrogate`, the colours of the trigger's pixels are changed until the neurons that matter most reach a
+//! large value: of the inputs of the classifying layer, the `n_neurons` with the largest sum of absolute weights. The
+//! search is BackdoorBench's: steps along the sign of the gradient of the mean of (target - activation)^2, on the
+//! trigger alone before black, within `epsilon` of where the colours began; the best picture met is kept. Without a
+//! surrogate the colours stay: noise from the seed, as FIP's stored patch, or the picture `image`.
 //!
 //! Settings of published systems:
 //!
 //! * FIP: the defaults (3x3 pixels at rows and columns 25 to 27 of 32, added).
-//! * BackdoorBench: `image` with its apple on a see-through ground, `size` that of the images, `row = 0`, `column = 0`, and
-//!   a surrogate.
+//! * BackdoorBench: `image` with its apple on a see-through ground, `size` that of the images, `row = 0`, `column = 0`,
+//!   and a surrogate.
 //! * The paper pastes: `mode = "paste"`.
 //!
-//! Differs from BackdoorBench's code and FIP's: a sum is clipped to 0 to 255 before it becomes a byte; theirs wraps around.
+//! Differs from BackdoorBench's code and FIP's: a sum is clipped to 0 to 255 before it becomes a byte; theirs wraps
+//! around.
 
 use super::overlay::{Channels, Overlay, Picture, Place};
 use super::params::params;
@@ -38,8 +40,8 @@ params! {
         rate = RATE;
         /// How the trigger meets the image.
         mode: MeetMode = MeetMode::Add,
-        /// Path of a picture (PNG, JPEG, WebP, PNM); see-through and black pixels are no part of the trigger. Noise from
-        /// the seed if not given.
+        /// Path of a picture (PNG, JPEG, WebP, PNM); see-through and black pixels are no part of the trigger. Noise
+        /// from the seed if not given.
         image: Option<String> = None,
         /// Rows and columns of the trigger: 3 if not given, or the picture's own size with `image`.
         size: Option<Count> = None,

@@ -10,10 +10,10 @@
 //! 2. *Training* on the others.
 //! 3. *Unlearning*: gradient ascent on the isolated ones.
 //!
-//! Defaults are BackdoorBench's (`defense/abl.py`, as it runs: the rates in its configuration are never read). Differs from
-//! the paper's code: its local gradient ascent takes the sign of a batch's mean, which is flooding but for a constant; here
-//! every image has its own sign, as in the equation. The defence sees images and assigned labels, no clean split; roles are
-//! read only for the table that says how many isolated images are poisoned.
+//! Defaults are BackdoorBench's (`defense/abl.py`, as it runs: the rates in its configuration are never read). Differs
+//! from the paper's code: its local gradient ascent takes the sign of a batch's mean, which is flooding but for a
+//! constant; here every image has its own sign, as in the equation. The defence sees images and assigned labels, no
+//! clean split; roles are read only for the table that says how many isolated images are poisoned.
 
 use super::fit::{Fit, Hooks, NoHooks, Step};
 use super::history::History;
@@ -31,8 +31,8 @@ use crate::stages::evaluate::detection::{Scores, Verdict, blinded};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Trains a classifier on poisoned images without their backdoor (ABL): isolates images that are learnt too easily, trains
-/// on the others, and unlearns the isolated ones.
+/// Trains a classifier on poisoned images without their backdoor (ABL): isolates images that are learnt too easily,
+/// trains on the others, and unlearns the isolated ones.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
