@@ -1,6 +1,8 @@
 //! Measurements.
 
+pub mod activation_clustering;
 pub mod backdoor;
+pub mod detection;
 pub mod dynamics;
 pub mod embedding;
 pub mod estimator_selection;
@@ -9,4 +11,6 @@ pub mod information;
 pub mod information_bounds;
 pub mod loss_landscape;
 pub mod over_seeds;
+pub mod spectral_signatures;
+pub mod strip;
 pub mod subset;

@@ -1,3 +1,4 @@
 //! Packed formats.
 
 pub mod beton;
+pub mod cleanse;

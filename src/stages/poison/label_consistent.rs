@@ -10,10 +10,10 @@
 //! true label (untargeted ascent), as in the paper; the pattern comes on top, and values are clipped to 0..255.
 
 use super::selection::{Chosen, Description, Group, Labels, Part, Poisoning, RATE, Selection, poison};
+use super::surrogate;
 use crate::artifact::{Dataset, Model};
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, Result};
 use crate::nn::pgd::{Norm, Pgd, perturb};
-use crate::nn::predict;
 use crate::param::{Count, Fraction, NonNegative, Positive};
 use crate::stage::{Context, Problem, Resources, Stage};
 use schemars::JsonSchema;
@@ -221,19 +221,7 @@ impl Params {
     /// The perturbed images, rounded to bytes, in the order of `chosen.backdoor`.
     fn perturbed(&self, cx: &Context, clean: &Dataset, surrogate: &Model, chosen: &Chosen) -> Result<Vec<u8>> {
         let train = &clean.train;
-        let info = &surrogate.info;
-        let (size, n_classes) = (train.size, clean.about.classes.len());
-        if info.size != size || info.n_classes != n_classes {
-            return Err(Error::user(format!(
-                "the surrogate takes images of {}x{} pixels in {} classes, and `{}` has {}x{} pixels in {n_classes}",
-                info.size.0, info.size.1, info.n_classes, clean.about.name, size.0, size.1
-            ))
-            .hint("train the surrogate on the clean dataset that is poisoned here"));
-        }
-        if let Some(attack) = &info.data.attack {
-            cx.warn(format!("the surrogate was trained on poisoned images (`{}`); a clean one is meant", attack.name));
-        }
-        let (mut network, normalise) = predict::open(surrogate).context("opening the surrogate")?;
+        let (mut network, normalise) = surrogate::open(cx, surrogate, clean)?;
         let pgd = Pgd {
             norm: self.norm,
             epsilon: self.epsilon.get() as f32,
@@ -261,35 +249,12 @@ impl Params {
 #[cfg(test)]
 mod tests {
     use super::super::selection::tests::{Counts, counts, dataset};
+    use super::super::surrogate::tests::surrogate;
     use super::*;
     use crate::artifact::Role;
-    use crate::artifact::dataset::About;
-    use crate::artifact::model::ModelInfo;
-    use crate::nn::{Architecture, Config, Network, loss};
+    use crate::nn::{loss, predict};
 
     const SIZE: (usize, usize) = (8, 8);
-
-    /// An untrained network on images in [0, 1]; its gradients are as good as any.
-    fn surrogate(size: (usize, usize), n_classes: usize) -> Model {
-        let architecture = Architecture::Resnet8;
-        let mut network =
-            Network::new(&Config { architecture, n_classes, size, sigma_xt: 0.0, sigma_ty: 0.0 }).unwrap();
-        network.init(&Context::for_test(5, "train/classifier").rng("init"));
-        let info = ModelInfo {
-            architecture: architecture.name().into(),
-            n_classes,
-            size,
-            mean: [0.0; 3],
-            std: [1.0; 3],
-            sigma_xt: 0.0,
-            sigma_ty: 0.0,
-            data: About::default(),
-            history: Vec::new(),
-            chosen_by_test: false,
-            defence: None,
-        };
-        Model { info, weights: network.weights() }
-    }
 
     fn run(params: Params, clean: &Dataset) -> Result<Dataset> {
         let inputs = Inputs { clean: clean.clone(), surrogate: surrogate(SIZE, clean.about.classes.len()) };

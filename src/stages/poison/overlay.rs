@@ -39,6 +39,12 @@ impl Picture {
         Picture { size: self.size, pixels }
     }
 
+    /// The same picture in white, as opaque as it is.
+    pub fn lightened(&self) -> Picture {
+        let pixels = self.pixels.chunks_exact(4).flat_map(|pixel| [255, 255, 255, pixel[3]]).collect();
+        Picture { size: self.size, pixels }
+    }
+
     /// Opaque noise: independent uniform values, one per pixel if `channels` is grey, else three.
     pub fn noise(size: (usize, usize), channels: Channels, stream: &mut Stream) -> Picture {
         let mut draw = || stream.below(256) as u8;
@@ -133,8 +139,32 @@ impl Overlay {
         self.stamp_where(image, |_, _| true);
     }
 
+    /// Adds the picture to `image`, [H, W, 3], `x + alpha * opacity * trigger`, rounded, halves upwards, and clipped to
+    /// 255 before it becomes a byte.
+    pub fn add(&self, image: &mut [u8]) {
+        self.each(image, |_, _| true, |value, trigger, alpha| round(f64::from(value) + alpha * f64::from(trigger)));
+    }
+
     /// Mixes those pixels of the picture into `image`, [H, W, 3], that `is_wanted(row, column)` of the picture names.
     pub fn stamp_where(&self, image: &mut [u8], is_wanted: impl Fn(usize, usize) -> bool) {
+        self.each(image, is_wanted, mix);
+    }
+
+    /// Takes the colours of the pixels that the picture covers from `image`, [H, W, 3] in 0 to 255, into `picture`,
+    /// which is of the same size; rounded.
+    pub fn take(&self, picture: &mut Picture, image: &[f32]) {
+        let (height, width) = self.picture.size;
+        for row in 0..height {
+            let start = 3 * ((self.place.top + row) * self.place.width + self.place.left);
+            let target = picture.pixels[4 * row * width..4 * (row + 1) * width].chunks_exact_mut(4);
+            for (target, source) in target.zip(image[start..start + 3 * width].chunks_exact(3)) {
+                target.iter_mut().zip(source).for_each(|(target, &source)| *target = round(f64::from(source)));
+            }
+        }
+    }
+
+    /// Changes values of `image` to `meet(value, trigger's value, weight)`.
+    fn each(&self, image: &mut [u8], is_wanted: impl Fn(usize, usize) -> bool, meet: impl Fn(u8, u8, f64) -> u8) {
         let (height, width) = self.picture.size;
         for row in 0..height {
             let start = 3 * ((self.place.top + row) * self.place.width + self.place.left);
@@ -143,7 +173,7 @@ impl Overlay {
             for (_, (pixel, trigger)) in pixels.enumerate().filter(|(column, _)| is_wanted(row, *column)) {
                 let alpha = self.alpha * f64::from(trigger[3]) / 255.0;
                 for (value, &trigger) in pixel.iter_mut().zip(&trigger[..3]) {
-                    *value = mix(*value, trigger, alpha);
+                    *value = meet(*value, trigger, alpha);
                 }
             }
         }
@@ -152,10 +182,13 @@ impl Overlay {
 
 /// `(1 - alpha) * image + alpha * trigger`, rounded to the nearest whole number, halves upwards.
 fn mix(image: u8, trigger: u8, alpha: f64) -> u8 {
+    round((1.0 - alpha) * f64::from(image) + alpha * f64::from(trigger))
+}
+
+fn round(value: f64) -> u8 {
     /// A decimal alpha has no exact binary form: what should be a half may come out just below it.
     const SLACK: f64 = 1e-9;
-    let mixed = (1.0 - alpha) * f64::from(image) + alpha * f64::from(trigger);
-    (mixed + 0.5 + SLACK).floor().clamp(0.0, 255.0) as u8
+    (value + 0.5 + SLACK).floor().clamp(0.0, 255.0) as u8
 }
 
 #[cfg(test)]

@@ -5,12 +5,19 @@
 //! struct: `rate`, `of`, `pool`, `selection`, `labels` and `target` first, then the attack's own parameters with their
 //! defaults; and `Params::poisoning`, which hands the six to [`super::selection`].
 
-/// Declares `Params` of an attack: `rate = DEFAULT;`, then `name: type = default,` for each parameter of its own.
+/// Declares `Params` of an attack: `rate = DEFAULT;`, or `rate = DEFAULT, of = GROUP;` where it is no share of all
+/// images, then `name: type = default,` for each parameter of its own.
 macro_rules! params {
+    (@of) => {
+        $crate::stages::poison::selection::Group::All
+    };
+    (@of $of:expr) => {
+        $of
+    };
     (
         $(#[$meta:meta])*
         pub struct Params {
-            rate = $rate:expr;
+            rate = $rate:expr $(, of = $of:expr)?;
             $( $(#[$field_meta:meta])* $field:ident : $type:ty = $default:expr, )*
         }
     ) => {
@@ -37,7 +44,7 @@ macro_rules! params {
             fn default() -> Params {
                 Params {
                     rate: $rate,
-                    of: $crate::stages::poison::selection::Group::All,
+                    of: params!(@of $($of)?),
                     pool: None,
                     selection: $crate::stages::poison::selection::Selection::Random,
                     labels: $crate::stages::poison::selection::Labels::AllToOne,

@@ -140,7 +140,8 @@ impl Poisoning {
         problems
     }
 
-    fn rule(&self) -> LabelRule {
+    /// The label rule.
+    pub fn rule(&self) -> LabelRule {
         match self.labels {
             Labels::AllToOne => LabelRule::AllToOne { target: self.target as i64 },
             Labels::AllToAll => LabelRule::AllToAll,
@@ -157,6 +158,14 @@ impl Poisoning {
     /// # Errors
     /// A dataset that is poisoned already, labels or a target outside the classes, more images asked for than there are.
     pub fn choose(&self, cx: &Context, clean: &Dataset) -> Result<Chosen> {
+        self.choose_where(cx, clean, |_| true)
+    }
+
+    /// The same out of those rows of the pool that `may_be` names.
+    ///
+    /// # Errors
+    /// As [`Poisoning::choose`].
+    pub fn choose_where(&self, cx: &Context, clean: &Dataset, may_be: impl Fn(usize) -> bool) -> Result<Chosen> {
         check_clean(clean)?;
         let n_classes = clean.about.classes.len();
         if let LabelRule::AllToOne { target } = self.rule()
@@ -168,7 +177,7 @@ impl Poisoning {
                 n_classes.saturating_sub(1)
             )));
         }
-        let backdoor = self.rows(&clean.train.true_label, n_classes, cx.rng("selection"))?;
+        let backdoor = self.rows(&clean.train.true_label, n_classes, cx.rng("selection"), may_be)?;
         if backdoor.is_empty() && self.rate.get() > 0.0 {
             cx.warn(format!("`rate = {}` is less than one image: nothing is poisoned", self.rate.get()));
         }
@@ -176,7 +185,13 @@ impl Poisoning {
     }
 
     /// The rows to poison, ascending. `classes` are the true classes of the training images, each in 0..`n_classes`.
-    fn rows(&self, classes: &[i64], n_classes: usize, mut stream: Stream) -> Result<Vec<usize>> {
+    fn rows(
+        &self,
+        classes: &[i64],
+        n_classes: usize,
+        mut stream: Stream,
+        may_be: impl Fn(usize) -> bool,
+    ) -> Result<Vec<usize>> {
         let target = self.target as i64;
         let group = |group: Group| (0..classes.len()).filter(move |&row| group.has(classes[row], target));
         let n_of = self.n_of(classes);
@@ -185,7 +200,7 @@ impl Poisoning {
         let asked = || format!("`rate = {}` of {n_of} images (`of = \"{}\"`)", self.rate.get(), self.of.name());
         match self.selection {
             Selection::Random => {
-                let pool: Vec<usize> = group(pool_group).collect();
+                let pool: Vec<usize> = group(pool_group).filter(|&row| may_be(row)).collect();
                 if n_poisoned > pool.len() {
                     return Err(Error::user(format!(
                         "{} asks for {n_poisoned} images, and the pool (`{}`) has {}",
@@ -202,7 +217,8 @@ impl Poisoning {
                 let n_each = n_poisoned / pool.len().max(1);
                 let mut rows = Vec::new();
                 for class in pool {
-                    let members: Vec<usize> = (0..classes.len()).filter(|&row| classes[row] == class).collect();
+                    let members: Vec<usize> =
+                        (0..classes.len()).filter(|&row| classes[row] == class && may_be(row)).collect();
                     let Some(first) = members.len().checked_sub(n_each) else {
                         return Err(Error::user(format!(
                             "{} asks for {n_each} images of every class, and class {class} has {}",
@@ -264,14 +280,14 @@ pub enum Part {
 }
 
 /// The name of an attack and the parameters that a reader of its results wants to know.
-pub struct Description {
+pub struct Description<'a> {
     /// Such as `badnet`.
-    pub name: &'static str,
+    pub name: &'a str,
     /// The stage's parameters; what [`Attack`] states itself is left out, and so are empty values.
     pub parameters: Value,
 }
 
-impl Description {
+impl Description<'_> {
     fn parameters(&self) -> BTreeMap<String, Value> {
         const ELSEWHERE: [&str; 4] = ["labels", "target", "rate", "of"];
         let parameters = self.parameters.as_object().into_iter().flatten();
@@ -428,7 +444,7 @@ pub mod tests {
     fn rows(poisoning: &Poisoning, n: usize, n_classes: usize) -> Vec<usize> {
         let classes: Vec<i64> = (0..n).map(|i| (i % n_classes) as i64).collect();
         let stream = Context::for_test(0, "poison/test").rng("selection");
-        poisoning.rows(&classes, n_classes, stream).unwrap()
+        poisoning.rows(&classes, n_classes, stream, |_| true).unwrap()
     }
 
     #[test]
@@ -480,7 +496,7 @@ pub mod tests {
         let check = |poisoning: &Poisoning, message: &str| {
             let classes: Vec<i64> = (0..10).map(|i| i64::from(i > 7)).collect();
             let stream = Context::for_test(0, "poison/test").rng("selection");
-            let error = poisoning.rows(&classes, 2, stream).unwrap_err().to_string();
+            let error = poisoning.rows(&classes, 2, stream, |_| true).unwrap_err().to_string();
             assert_eq!(error, message);
         };
         check(

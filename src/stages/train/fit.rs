@@ -65,6 +65,8 @@ pub struct Step<'a> {
     pub images: &'a [f32],
     /// [n]
     pub labels: &'a [i64],
+    /// The cross-entropy of every image, in nats, [n].
+    pub losses: &'a [f32],
     /// The gradient of the mean cross-entropy on the logits, [n, K].
     pub grad_logits: &'a [f32],
 }
@@ -295,7 +297,7 @@ impl Fit<'_> {
         {
             now.at.tally.add(loss, label, split.role[row], predict::class(logits));
         }
-        hooks.backward(network, &Step { number, images, labels, grad_logits })?;
+        hooks.backward(network, &Step { number, images, labels, losses, grad_logits })?;
         hooks.update(network, &mut now.optimiser, rate);
         Ok(())
     }

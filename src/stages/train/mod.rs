@@ -1,5 +1,6 @@
 //! Training.
 
+pub mod abl;
 pub mod classifier;
 pub mod fit;
 pub mod history;
