@@ -41,10 +41,10 @@ impl Grid {
             let mut line = vec![self.crossing(start, level)];
             let mut at = start;
             while let Some(next) = links.get_mut(&at).and_then(Vec::pop) {
-                if let Some(back) = links.get_mut(&next) {
-                    if let Some(place) = back.iter().position(|&side| side == at) {
-                        back.swap_remove(place);
-                    }
+                if let Some(back) = links.get_mut(&next)
+                    && let Some(place) = back.iter().position(|&side| side == at)
+                {
+                    back.swap_remove(place);
                 }
                 line.push(self.crossing(next, level));
                 at = next;
