@@ -42,7 +42,7 @@ impl Default for Params {
             models: Vec::new(),
             subsets: Vec::new(),
             // PyHessian's variance of 1e-5.
-            smoothing: const { valid(Positive::new(0.003_162_277_660_168_379_5)) },
+            smoothing: const { valid(Positive::new(0.003_162_277_660_168_379_4)) },
             floor: None,
             x_scale: Scale::Signed,
             width: None,
