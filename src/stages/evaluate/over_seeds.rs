@@ -225,7 +225,8 @@ fn student(degrees: usize) -> f64 {
     }
     let (z, n) = (1.959_963_985_f64, degrees as f64);
     let (z2, z3) = (z * z, z * z * z);
-    z + (z3 + z) / (4.0 * n) + z * (5.0 * z2 * z2 + 16.0 * z2 + 3.0) / (96.0 * n * n)
+    let third = z * (3.0 * z3 * z3 + 19.0 * z2 * z2 + 17.0 * z2 - 15.0) / 384.0;
+    z + (z3 + z) / (4.0 * n) + z * (5.0 * z2 * z2 + 16.0 * z2 + 3.0) / (96.0 * n * n) + third / (n * n * n)
 }
 
 #[cfg(test)]
