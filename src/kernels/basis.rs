@@ -76,10 +76,10 @@ mod tests {
                     assert!((found - exact(q, &x)).abs() < 1e-9 * n as f64);
                 }
                 let mut y = x.clone();
-                let factors = [0.5, -2.0, 0.25];
+                let (factors, before) = ([0.5, -2.0, 0.25], wide(&x));
                 subtract(isa, &vectors, &factors, &mut y);
                 let expected: Vec<f64> = (0..n)
-                    .map(|at| wide(&x)[at] - (0..3).map(|i| factors[i] * f64::from(vectors[i][at])).sum::<f64>())
+                    .map(|at| before[at] - (0..3).map(|i| factors[i] * f64::from(vectors[i][at])).sum::<f64>())
                     .take(if n > CHUNK { 0 } else { n })
                     .collect();
                 check("difference", &y[..expected.len()], &expected, 1e-6);
