@@ -5,6 +5,7 @@
 //! other seeds would give, not what other test images would. Gains are differences within a seed: what the seeds have
 //! in common, an easy poisoned set, a lucky initialisation, drops out of them.
 
+use super::backdoor::point_cell;
 use crate::artifact::Table;
 use crate::artifact::table::{Cell, Column};
 use crate::error::{Error, Result};
@@ -142,7 +143,7 @@ fn table(params: &Params, scores: &[Named<Table>], groups: &[Group]) -> Result<T
     }
     let mut table = Table::new(columns);
     for group in groups {
-        let mut row: Vec<Cell> = keys.iter().map(|key| cell(group.point.get(*key))).collect();
+        let mut row: Vec<Cell> = keys.iter().map(|key| group.point.get(*key).map_or(Cell::None, point_cell)).collect();
         row.extend([group.model.as_str().into(), group.defence.clone(), group.values.len().into()]);
         for at in 0..params.columns.len() {
             let values: Vec<f64> = group.values.iter().filter_map(|(_, values)| values[at]).collect();
@@ -173,19 +174,6 @@ fn table(params: &Params, scores: &[Named<Table>], groups: &[Group]) -> Result<T
 
 const LOW: &str = "lower end of its 95 % interval";
 const HIGH: &str = "upper end of its 95 % interval";
-
-fn cell(value: Option<&Value>) -> Cell {
-    match value {
-        None | Some(Value::Null) => Cell::None,
-        Some(Value::Bool(value)) => (*value).into(),
-        Some(Value::String(text)) => text.as_str().into(),
-        Some(Value::Number(number)) => match number.as_i64() {
-            Some(whole) => whole.into(),
-            None => number.as_f64().into(),
-        },
-        Some(other) => other.to_string().into(),
-    }
-}
 
 /// A mean with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,7 @@
 //! Differs from the code: eta_f, eta_r, learning rate and epochs are the paper's. Nothing decays, and the rate is
 //! constant, as in the code.
 
-use super::repair::{Inputs, Outputs, Repair, Trained, fine_tuning};
+use super::repair::{Inputs, Outputs, Repair, Trained, clip, fine_tuning};
 use crate::artifact::Split;
 use crate::error::Result;
 use crate::nn::augment::{self, Normalise};
@@ -279,7 +279,7 @@ impl<C: Coordinates> Hooks for Purify<'_, C> {
             self.trained.gradient.iter_mut().zip(&self.added).for_each(|(g, added)| *g += eta_f * added);
         }
         if let Some(limit) = self.params.clip {
-            shorten(&mut self.trained.gradient, limit.get());
+            clip(&mut self.trained.gradient, limit.get());
         }
         Ok(())
     }
@@ -316,15 +316,6 @@ impl<C: Coordinates> Hooks for Purify<'_, C> {
         (self.traces, self.of_epochs) = (traces, of_epochs);
         *from = later;
         Some(())
-    }
-}
-
-/// Scales a vector that is longer than `limit` to that length.
-fn shorten(vector: &mut [f32], limit: f64) {
-    let length = vector.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
-    if length > limit {
-        let scale = (limit / length) as f32;
-        vector.iter_mut().for_each(|value| *value *= scale);
     }
 }
 
@@ -386,15 +377,6 @@ mod tests {
         };
         let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
         assert!((slope / length - 1.0).abs() < 0.02, "difference {slope}, gradient {length}");
-    }
-
-    #[test]
-    fn only_long_gradients_are_shortened() {
-        let mut vector = [3.0, -4.0];
-        shorten(&mut vector, 5.0);
-        assert_eq!(vector, [3.0, -4.0]);
-        shorten(&mut vector, 1.0);
-        assert_eq!(vector, [0.6, -0.8]);
     }
 
     #[test]

@@ -8,9 +8,8 @@
 //! Defaults are the paper's code's: gradients clipped at length 20 while unlearning, until 20 % accuracy or 20 epochs;
 //! masks by SGD at 0.2 on 0.2 CE. Differs from it: the threshold is chosen on held-out clean images, not 0.7.
 
-use super::repair::{Inputs, Pruned, Repair, Trained, fine_tuning, held_out_problem, mask_thresholds};
+use super::repair::{Inputs, Pruned, Repair, Trained, clip, fine_tuning, held_out_problem, mask_thresholds};
 use crate::error::Result;
-use crate::kernels::{Isa, l2};
 use crate::nn::coordinates::Coordinates;
 use crate::nn::mask::Channels;
 use crate::nn::optim::Optimiser;
@@ -164,15 +163,6 @@ impl Hooks for Unlearn {
 
     fn epoch(&mut self, _: &mut Network, row: &mut Row) -> Result<Verdict> {
         Ok(Verdict { watched: row.loss, stop: row.accuracy <= 100.0 * self.until.get() })
-    }
-}
-
-/// Shortens a gradient to `longest`, as `torch.nn.utils.clip_grad_norm_`.
-fn clip(gradient: &mut [f32], longest: f64) {
-    let length = l2::length(Isa::best(), gradient);
-    if length > longest {
-        let scale = (longest / length) as f32;
-        gradient.iter_mut().for_each(|g| *g *= scale);
     }
 }
 
