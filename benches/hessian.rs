@@ -1,8 +1,8 @@
 //! What a product with the Hessian costs, in gradients of the same batch measured in the same run:
 //! `cargo bench --bench hessian [-- MODEL ...]`.
 //!
-//! A gradient is a forward and a backward pass in evaluation mode; a product is two of them and a few passes over the
-//! weights. Rounds alternate, and a ratio is the median over the pairs. Beside it, what a step of Lanczos' method adds for
+//! A gradient is a forward and a backward pass in evaluation mode; a product is two of them with the gates of the
+//! rectifiers held, and a few passes over the weights. Rounds alternate, and a ratio is the median over the pairs. Beside it, what a step of Lanczos' method adds for
 //! keeping a vector orthogonal to fifty others.
 
 #[path = "measure/mod.rs"]
@@ -46,6 +46,8 @@ fn measure_one((architecture, n, rounds): (Architecture, usize, usize)) -> Resul
     network.init(&streams.stream("init"));
     let images = streams.stream("images").normals(n * 32 * 32 * 3, 1.0); // [n, H, W, 3]
     let mut batch = BatchLoss::new(images, (0..n).map(|i| (i % CLASSES) as i64).collect())?;
+    let mut held = batch.clone();
+    held.hold(&mut network)?;
     let n_parameters = network.n_parameters();
     let vector = streams.stream("vector").normals(n_parameters, 1.0);
     let mut product = vec![0.0; n_parameters];
@@ -53,7 +55,7 @@ fn measure_one((architecture, n, rounds): (Architecture, usize, usize)) -> Resul
     let vectors: Vec<Vec<f32>> =
         (0..BASIS).map(|i| streams.stream("basis").at(i as u64).normals(n_parameters, 1e-4)).collect();
     // Buffers are made by the first product.
-    differences.of_network(&mut network, &vector, &mut product, |network| batch.gradient(network).map(drop))?;
+    differences.of_network(&mut network, &vector, &mut product, |network| held.gradient(network).map(drop))?;
     let (mut gradients, mut products, mut ratios, mut projections) = (vec![], vec![], vec![], vec![]);
     for _ in 0..rounds {
         let begin = Instant::now();
@@ -61,7 +63,7 @@ fn measure_one((architecture, n, rounds): (Architecture, usize, usize)) -> Resul
         batch.gradient(&mut network)?;
         let gradient = begin.elapsed().as_secs_f64() / 2.0;
         let begin = Instant::now();
-        differences.of_network(&mut network, &vector, &mut product, |network| batch.gradient(network).map(drop))?;
+        differences.of_network(&mut network, &vector, &mut product, |network| held.gradient(network).map(drop))?;
         let of_product = begin.elapsed().as_secs_f64();
         let begin = Instant::now();
         for _ in 0..2 {

@@ -50,6 +50,7 @@ fn main() -> Result<()> {
     }
     let mut batch = BatchLoss::new(images, labels)?;
     let value = batch.gradient(&mut network)?;
+    batch.hold(&mut network)?;
     let n = network.n_parameters();
     for step in steps {
         let step: f64 = number(step)?;

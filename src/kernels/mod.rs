@@ -16,6 +16,7 @@ pub mod conv;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod elementwise;
+pub mod gate;
 mod isa;
 pub mod joint;
 pub mod l2;

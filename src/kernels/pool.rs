@@ -16,17 +16,17 @@ pub struct Image {
 }
 
 impl Image {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.height * self.width * self.channels
     }
 
     /// Values of the image pooled 2 x 2; an odd last row or column is left out, as in PyTorch.
-    fn pooled_len(&self) -> usize {
+    pub(super) fn pooled_len(&self) -> usize {
         (self.height / 2) * (self.width / 2) * self.channels
     }
 
     /// Where the four values of the pooled pixel's window start, in row-major order.
-    fn window(&self, row: usize, column: usize) -> [usize; 4] {
+    pub(super) fn window(&self, row: usize, column: usize) -> [usize; 4] {
         let first = (2 * row * self.width + 2 * column) * self.channels;
         let below = first + self.width * self.channels;
         [first, first + self.channels, below, below + self.channels]

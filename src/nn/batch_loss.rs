@@ -5,13 +5,15 @@
 //! threads.
 
 use super::augment::{self, Normalise};
+use super::gates::Gates;
 use super::network::{Mode, Network};
 use super::{loss, predict};
 use crate::artifact::Split;
 use crate::error::{Error, Result};
+use std::sync::Arc;
 
 /// Images with the labels that the loss asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct BatchLoss {
     /// [n, H, W, 3], normalised.
     images: Vec<f32>,
@@ -19,6 +21,8 @@ pub struct BatchLoss {
     labels: Vec<i64>,
     /// The gradient while it is summed over pieces, [n_parameters].
     sum: Vec<f32>,
+    /// Of every piece, while they are held.
+    gates: Vec<Arc<Gates>>,
 }
 
 /// What a network makes of the batch.
@@ -39,7 +43,7 @@ impl BatchLoss {
         if labels.is_empty() || images.is_empty() || !images.len().is_multiple_of(labels.len()) {
             return Err(Error::stage(format!("{} values are no batch of {} images", images.len(), labels.len())));
         }
-        Ok(BatchLoss { images, labels, sum: Vec::new() })
+        Ok(BatchLoss { images, labels, sum: Vec::new(), gates: Vec::new() })
     }
 
     /// Of the images `rows` of `split` as they are, with `labels` [rows].
@@ -72,18 +76,38 @@ impl BatchLoss {
         Ok(Value { loss: sum / self.n() as f64, n_hits })
     }
 
+    /// Holds the [gates](super::gates) of `network` at its present parameters in the gradients to come: a forward pass.
+    ///
+    /// # Errors
+    /// Images that do not fit the network; not enough memory on a GPU.
+    pub fn hold(&mut self, network: &mut Network) -> Result<()> {
+        self.gates.clear();
+        for (images, labels) in pieces(&self.images, &self.labels) {
+            network.forward(images, labels.len(), Mode::Eval)?;
+            self.gates.push(Arc::new(network.gates()?));
+        }
+        Ok(())
+    }
+
     /// The loss, its gradient left in the network: a forward and a backward pass.
     ///
     /// # Errors
     /// Images or labels that do not fit the network.
     pub fn gradient(&mut self, network: &mut Network) -> Result<Value> {
+        let result = self.sum_of_pieces(network);
+        network.hold(None);
+        result
+    }
+
+    fn sum_of_pieces(&mut self, network: &mut Network) -> Result<Value> {
         let n_classes = network.config().n_classes;
         let n = self.labels.len();
         let (mut sum, mut n_hits) = (0.0, 0);
         let is_whole = n <= predict::BATCH;
         self.sum.clear();
         self.sum.resize(if is_whole { 0 } else { network.n_parameters() }, 0.0);
-        for (images, labels) in pieces(&self.images, &self.labels) {
+        for (piece, (images, labels)) in pieces(&self.images, &self.labels).enumerate() {
+            network.hold(self.gates.get(piece).cloned());
             let logits = network.forward(images, labels.len(), Mode::Eval)?;
             let mut on_logits = vec![0.0; logits.len()];
             let losses = loss::cross_entropy(logits, labels, n_classes, 0.0, &mut on_logits)?;

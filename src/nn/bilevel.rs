@@ -6,7 +6,8 @@
 //! `P(d, w) = d - eta dg/dd` as the fixed-point map, K iterations `v <- J_d P' v + dF/dd` from 0, and then
 //! `dF/dw + J_w P' v` (section 3.2 and algorithm 1).
 //!
-//! Products with second derivatives are central differences of gradients, `H_dd v` and `H_wd v` from the same two passes.
+//! Products with second derivatives are central differences of gradients, `H_dd v` and `H_wd v` from the same two passes,
+//! with the [gates](super::gates) of the inner problem held.
 //! Perturbations are of normalised images; networks are in evaluation mode.
 
 use super::loss;
@@ -90,14 +91,18 @@ pub fn hyper_gradient(
     }
     let mut v = vec![0.0f32; d.len()];
     let mut product = vec![0.0; d.len()];
-    for _ in 0..how.n_iterations {
-        differences(network, inner, d, &v, &mut product, None)?;
-        for ((v, product), on_d) in v.iter_mut().zip(&product).zip(&on_d) {
-            *v += on_d - (how.step as f32) * product;
-        }
-    }
     let mut mixed = vec![0.0; gradient.len()];
-    differences(network, inner, d, &v, &mut product, Some(&mut mixed[..]))?;
+    // Leaves the gates of the inner problem.
+    inner.gradient(network, d, &mut product)?;
+    network.holding_gates(|network| {
+        for _ in 0..how.n_iterations {
+            differences(network, inner, d, &v, &mut product, None)?;
+            for ((v, product), on_d) in v.iter_mut().zip(&product).zip(&on_d) {
+                *v += on_d - (how.step as f32) * product;
+            }
+        }
+        differences(network, inner, d, &v, &mut product, Some(&mut mixed[..]))
+    })?;
     gradient.iter_mut().zip(&mixed).for_each(|(g, mixed)| *g -= (how.step as f32) * mixed);
     Ok(loss)
 }

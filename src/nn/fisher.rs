@@ -8,7 +8,8 @@
 //! The trace needs no gradient per sample and its gradient no second backward graph. For random signs s_k, the mixture
 //! g_s = sum of s_k g_k comes from one weighted backward pass, and E |g_s|^2 = sum of |g_k|^2 = n Tr F. With H_s the
 //! Hessian of the same weighted sum, the gradient of |g_s|^2 is 2 H_s g_s: a [Hessian product](super::hvp) along g_s, two
-//! more passes.
+//! more passes. Its [gates](super::gates) are held meanwhile: the derivative is that of double backward, on any number of
+//! images.
 //!
 //! Everything is in [`Coordinates`]: of all parameters, or of what is trained in their place.
 
@@ -81,7 +82,7 @@ impl Trace {
         coordinates.pull_back(network.grads(), mixture);
         let length = l2::length(Isa::best(), mixture);
         let of_weighted = |network: &mut Network| weighted(network, images, labels, signs);
-        along(product, (network, coordinates), mixture, gradient, of_weighted)?;
+        network.holding_gates(|network| along(product, (network, coordinates), mixture, gradient, of_weighted))?;
         let scale = 1.0 / labels.len() as f64;
         gradient.iter_mut().for_each(|g| *g *= (2.0 * scale) as f32);
         Ok(length * length * scale)

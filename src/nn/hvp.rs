@@ -1,12 +1,13 @@
 //! Hessian-vector products by central differences of gradients: `Hv = (g(w + e v) - g(w - e v)) / 2e`.
 //!
-//! Two ordinary gradients, no second backward graph. The step is `e = 1e-3 |w| / |v|` unless told otherwise: relative to the weights, so that
-//! in f32 neither the rounding of `w + e v` (some 1e-4 of the product) nor the third derivative dominates.
+//! Two ordinary gradients, no second backward graph. The step is `e = 1e-3 |w| / |v|` unless told otherwise: relative to
+//! the weights, so that in f32 neither the rounding of `w + e v` (some 1e-4 of the product) nor the third derivative
+//! dominates.
 //!
-//! A ReLU whose input changes sign on the way adds its jump: it is part of the curvature at that scale, and a product by
-//! double backward, which takes the limit of small steps, never sees it. Take gradients in
-//! [`Mode::Eval`](super::Mode::Eval) (what PyHessian does) or [`Mode::Batch`](super::Mode::Batch), always on the same
-//! images and with the same noise; [`Mode::Train`](super::Mode::Train) would move the running statistics.
+//! A rectifier that changes sides on the way adds its jump, and on a batch enough of them do at any step that f32 bears to
+//! drown the product: take gradients with the [gates](super::gates) held, which gives the product of double backward.
+//! Take them in [`Mode::Eval`](super::Mode::Eval) (what PyHessian does) or [`Mode::Batch`](super::Mode::Batch), always on
+//! the same images and with the same noise; [`Mode::Train`](super::Mode::Train) would move the running statistics.
 
 use super::Network;
 use crate::error::{Error, Result};

@@ -20,6 +20,7 @@ pub mod curvature;
 pub mod engine;
 pub mod filters;
 pub mod fisher;
+pub mod gates;
 #[cfg(test)]
 mod golden;
 pub mod graph;

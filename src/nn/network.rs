@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 use super::engine::Engine;
+use super::gates::Gates;
 use super::graph::{Graph, Node, NodeId, Shape};
 use super::tape::{Batch, Draws, Tape};
 use super::{init, models, weights};
@@ -14,7 +15,6 @@ use crate::rng::Stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-#[cfg(feature = "cuda")]
 use std::sync::Arc;
 
 /// Which statistics batch normalisation uses.
@@ -132,6 +132,7 @@ pub struct Network {
     noise: Option<Stream>,
     step: u64,
     wants_input_grad: bool,
+    gates: Option<Arc<Gates>>,
     work: Work,
     tape: Option<Tape>,
     /// In place of the tape, on a GPU.
@@ -168,6 +169,7 @@ impl Network {
             noise: None,
             step: 0,
             wants_input_grad: false,
+            gates: None,
             work: Work::default(),
             tape: None,
             #[cfg(feature = "cuda")]
@@ -241,6 +243,39 @@ impl Network {
         self.step = step;
     }
 
+    /// The gates of the last forward pass: on which side of zero its rectifiers were, which values its pools let pass.
+    ///
+    /// # Errors
+    /// No forward pass before; not enough memory on a GPU, which keeps them.
+    pub fn gates(&self) -> Result<Gates> {
+        #[cfg(feature = "cuda")]
+        if let Some(engine) = &self.engine {
+            return engine.gates(&self.graph);
+        }
+        match &self.tape {
+            Some(tape) if tape.n() > 0 => Ok(tape.gates(&self.graph)),
+            _ => Err(Error::stage("the gates were asked for before a forward pass")),
+        }
+    }
+
+    /// Holds rectifiers and pools of the passes to come to `gates`, which are those of a pass on as many images, or frees
+    /// them again: see [`super::gates`].
+    pub fn hold(&mut self, gates: Option<Arc<Gates>>) {
+        self.gates = gates;
+    }
+
+    /// What `work` says with the gates of the last forward pass held; they are free again afterwards.
+    ///
+    /// # Errors
+    /// As [`Network::gates`], and what `work` says.
+    pub fn holding_gates<T>(&mut self, work: impl FnOnce(&mut Network) -> Result<T>) -> Result<T> {
+        let gates = self.gates()?;
+        self.hold(Some(Arc::new(gates)));
+        let result = work(self);
+        self.hold(None);
+        result
+    }
+
     /// Logits [n, K] of `images` [n, H, W, 3], normalised.
     ///
     /// # Errors
@@ -257,13 +292,26 @@ impl Network {
         if mode != Mode::Eval {
             Tape::check_statistics(&self.graph, n)?;
         }
+        if let Some(gates) = &self.gates {
+            gates.check(&self.graph, n)?;
+        }
         self.work.forward += n as u64;
         #[cfg(feature = "cuda")]
         if let Some(engine) = &mut self.engine {
             let noise = self.noise.as_ref().map(|stream| (stream, self.step));
             let parameters = (&self.parameters[..], self.version);
             let (batch, wants_input) = ((images, n), self.wants_input_grad);
-            return engine.forward(&self.graph, batch, mode, noise, parameters, &mut self.statistics, wants_input);
+            let gates = self.gates.clone();
+            return engine.forward(
+                &self.graph,
+                batch,
+                mode,
+                noise,
+                parameters,
+                &mut self.statistics,
+                wants_input,
+                gates,
+            );
         }
         // Given back before a larger one is made.
         self.tape = self.tape.take().filter(|tape| tape.capacity() >= n);
@@ -273,7 +321,12 @@ impl Network {
         if mode == Mode::Batch {
             self.kept_statistics.clone_from(&self.statistics);
         }
-        tape.forward(&self.graph, Batch { images, n, mode, draws }, parameters, &mut self.statistics);
+        tape.forward(
+            &self.graph,
+            Batch { images, n, mode, draws, gates: self.gates.as_ref() },
+            parameters,
+            &mut self.statistics,
+        );
         if mode == Mode::Batch {
             self.statistics.copy_from_slice(&self.kept_statistics);
         }

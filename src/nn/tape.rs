@@ -5,11 +5,12 @@
 //! reaches a node overwrites, later ones add, so that a single consumer costs nothing. Noise nodes have no gradient of
 //! their own, and no values either while noise is off: they stand for their input.
 
-use super::graph::{Graph, NodeId, Op};
+use super::gates::{Gate, Gates};
+use super::graph::{Graph, Node, NodeId, Op};
 use super::network::{LayerGradient, Mode};
 use crate::error::{Error, Result};
 use crate::kernels::conv::{self, Geometry};
-use crate::kernels::{Activation, Isa, Write, elementwise, linear, noise, norm, pool};
+use crate::kernels::{Activation, Isa, Write, elementwise, gate, linear, noise, norm, pool};
 use crate::rng::Stream;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub(super) struct Batch<'a> {
     pub(super) mode: Mode,
     /// None: noise is off.
     pub(super) draws: Option<Draws<'a>>,
+    /// In place of the signs of this pass; those of `n` images.
+    pub(super) gates: Option<&'a Arc<Gates>>,
 }
 
 /// Buffers and tables for batches of up to `capacity` images.
@@ -39,6 +42,8 @@ pub(super) struct Tape {
     n: usize,
     /// Mode of the last forward pass.
     mode: Mode,
+    /// What the last forward pass held its rectifiers and pools to.
+    gates: Option<Arc<Gates>>,
     /// By node, [capacity, H, W, C].
     activations: Vec<Vec<f32>>,
     /// The node that holds a node's values: itself, or the input of a noise node that was off.
@@ -95,6 +100,7 @@ impl Tape {
             capacity,
             n: 0,
             mode: Mode::Eval,
+            gates: None,
             activations: graph
                 .nodes
                 .iter()
@@ -149,6 +155,20 @@ impl Tape {
         self.is_reached[0].then(|| &self.gradients[slot][..self.n * graph.nodes[0].shape.len()])
     }
 
+    /// The gates of the last forward pass.
+    pub(super) fn gates(&self, graph: &Graph) -> Gates {
+        let of_node = |(id, node): (NodeId, &Node)| match &node.op {
+            Op::Relu | Op::BatchNorm { activation: Activation::Relu, .. } => {
+                Gate::Open(gate::open(self.isa, self.values(graph, id)))
+            }
+            Op::MaxPool => {
+                Gate::Places(gate::largest(image_of(graph, node.inputs[0]), self.values(graph, node.inputs[0])))
+            }
+            _ => Gate::None,
+        };
+        Gates { n: self.n, of_nodes: graph.nodes.iter().enumerate().map(of_node).collect() }
+    }
+
     /// Computes all nodes; `version` changes with `parameters`.
     pub(super) fn forward(
         &mut self,
@@ -157,10 +177,11 @@ impl Tape {
         (parameters, version): (&[f32], u64),
         statistics: &mut [f32],
     ) {
-        let Batch { images, n, mode, draws } = batch;
+        let Batch { images, n, mode, draws, gates } = batch;
         debug_assert!(n <= self.capacity);
         self.n = n;
         self.mode = mode;
+        self.gates = gates.cloned();
         for (id, node) in graph.nodes.iter().enumerate() {
             let length = n * node.shape.len();
             let is_off = matches!(node.op, Op::Noise { .. }) && draws.is_none();
@@ -172,6 +193,7 @@ impl Tape {
             let mut output = std::mem::take(&mut self.activations[id]);
             let input = |i: usize| &self.activations[self.holder[node.inputs[i]]][..];
             let of_batch = |i: usize| &input(i)[..n * graph.nodes[node.inputs[i]].shape.len()];
+            let open = gates.and_then(|gates| gates.open(id));
             match &node.op {
                 Op::Input => output[..length].copy_from_slice(images),
                 Op::Conv { weight, bias, .. } => {
@@ -189,7 +211,7 @@ impl Tape {
                             residual: (node.inputs.len() > 1).then(|| of_batch(1)),
                             gamma: &parameters[gamma.clone()],
                             beta: &parameters[beta.clone()],
-                            activation: *activation,
+                            activation: if open.is_some() { Activation::None } else { *activation },
                         };
                         // The mean lies before the variance (the builder allots them in that order).
                         let (means, variances) = statistics.split_at_mut(variance.start);
@@ -201,10 +223,15 @@ impl Tape {
                         norm::forward(self.isa, &layer, statistics, saved, &mut self.scratch, &mut output[..length]);
                     }
                 }
+                Op::Relu if open.is_some() => output[..length].copy_from_slice(of_batch(0)),
                 Op::Relu => elementwise::relu_forward(self.isa, of_batch(0), &mut output[..length]),
                 Op::Add => elementwise::add(self.isa, of_batch(0), of_batch(1), &mut output[..length]),
                 Op::MaxPool => {
-                    pool::max_forward(self.isa, image_of(graph, node.inputs[0]), of_batch(0), &mut output[..length]);
+                    let (image, y) = (image_of(graph, node.inputs[0]), &mut output[..length]);
+                    match gates.and_then(|gates| gates.places(id)) {
+                        Some(places) => gate::pick(image, places, of_batch(0), y),
+                        None => pool::max_forward(self.isa, image, of_batch(0), y),
+                    }
                 }
                 Op::AveragePool => {
                     let image = image_of(graph, node.inputs[0]);
@@ -223,6 +250,9 @@ impl Tape {
                         noise::add(self.isa, stream, key, *sigma as f32, node.shape.len(), x, y);
                     }
                 }
+            }
+            if let Some(bits) = open {
+                gate::pass_through(self.isa, bits, &mut output[..length]);
             }
             self.activations[id] = output;
         }
@@ -303,7 +333,12 @@ impl Tape {
             return;
         }
         let (isa, n) = (self.isa, self.n);
-        let whole_dy = std::mem::take(&mut self.gradients[own_slot]);
+        let mut whole_dy = std::mem::take(&mut self.gradients[own_slot]);
+        let gates = self.gates.clone();
+        let open = gates.as_ref().and_then(|gates| gates.open(id));
+        if let Some(bits) = open {
+            gate::pass_through(isa, bits, &mut whole_dy[..n * node.shape.len()]);
+        }
         let dy = &whole_dy[..n * node.shape.len()];
         let first = node.inputs[0];
         let in_length = n * graph.nodes[first].shape.len();
@@ -333,7 +368,8 @@ impl Tape {
                 if let (Some(saved), Some((dx, dx_write))) = (&self.norms[id], dx) {
                     let layer = norm::Backward {
                         x: &self.activations[self.holder[first]][..in_length],
-                        relu_output: (*activation == Activation::Relu).then(|| &self.activations[id][..dy.len()]),
+                        relu_output: (*activation == Activation::Relu && open.is_none())
+                            .then(|| &self.activations[id][..dy.len()]),
                         dy,
                         gamma: &parameters[gamma.clone()],
                         dependence: match self.mode {
@@ -358,7 +394,10 @@ impl Tape {
             }
             Op::Relu => {
                 if let Some((dx, write)) = dx {
-                    elementwise::relu_backward(isa, &self.activations[id][..dy.len()], dy, write, dx);
+                    match open {
+                        Some(_) => elementwise::pass(isa, dy, write, dx),
+                        None => elementwise::relu_backward(isa, &self.activations[id][..dy.len()], dy, write, dx),
+                    }
                 }
             }
             Op::Add => {
@@ -377,7 +416,10 @@ impl Tape {
             Op::MaxPool => {
                 if let Some((dx, write)) = dx {
                     let x = &self.activations[self.holder[first]][..in_length];
-                    pool::max_backward(isa, image_of(graph, first), x, dy, write, dx);
+                    match gates.as_ref().and_then(|gates| gates.places(id)) {
+                        Some(places) => gate::put_back(image_of(graph, first), places, dy, write, dx),
+                        None => pool::max_backward(isa, image_of(graph, first), x, dy, write, dx),
+                    }
                 }
             }
             Op::AveragePool => {

@@ -198,11 +198,20 @@ impl Ops<'_> {
         self.each("noise", samples * n_blocks, &arguments)
     }
 
-    /// Maxima of 2 x 2 windows of `n` images of (rows, columns, channels).
-    pub fn max_forward(&self, n: usize, image: (usize, usize, usize), x: Address, y: Address) -> Result<()> {
+    /// The values of x where 2 x 2 windows of `of` have their maxima, of `n` images of (rows, columns, channels): the
+    /// maxima of x if both are one.
+    pub fn max_forward(
+        &self,
+        n: usize,
+        image: (usize, usize, usize),
+        of: Address,
+        x: Address,
+        y: Address,
+    ) -> Result<()> {
         let (height, width, vectors) = (image.0, image.1, self.vectors(image.2));
         let count = n * (height / 2) * (width / 2) * vectors;
-        self.each("max_forward", count, &[int(height)?, int(width)?, int(vectors)?, Pointer(x), Pointer(y)])
+        let arguments = [int(height)?, int(width)?, int(vectors)?, Pointer(of), Pointer(x), Pointer(y)];
+        self.each("max_forward", count, &arguments)
     }
 
     /// Its gradient.

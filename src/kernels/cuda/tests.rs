@@ -272,7 +272,7 @@ fn cuda_pools_agree_with_the_cpu() {
             pool::max_forward(isa, image, &x, &mut y);
             pool::average_forward(isa, image, &x, &mut mean);
             let (on_y, on_mean) = (bench.put(&y), bench.put(&mean));
-            bench.ops().max_forward(n, size, on_x.address(), on_y.address()).unwrap();
+            bench.ops().max_forward(n, size, on_x.address(), on_x.address(), on_y.address()).unwrap();
             bench.check("maxima", &on_y, &y);
             bench.ops().average_forward(n, positions, on_x.address(), on_mean.address()).unwrap();
             bench.check("averages", &on_mean, &mean);

@@ -1,5 +1,6 @@
 //! Networks and trainings on a GPU against the CPU: emulated everywhere, and real where there is one.
 
+use super::buffers::check_memory;
 use super::*;
 use crate::artifact::Split;
 use crate::kernels::Isa;
@@ -96,6 +97,37 @@ fn check_network(
     check(&what("feature map"), device.feature_map(layer).unwrap().1, cpu.feature_map(layer).unwrap().1, tolerance);
     check(&what("gradient"), device.grads(), cpu.grads(), 2.0 * tolerance);
     check(&what("images' gradient"), device.input_grad().unwrap(), cpu.input_grad().unwrap(), 2.0 * tolerance);
+}
+
+/// Values and gradients far from the point whose gates are held.
+#[test]
+fn cuda_networks_hold_their_gates() {
+    const N: usize = 3;
+    for gpu in gpus() {
+        for make in [network as fn(&Config) -> Network, assorted] {
+            let config = config(Architecture::Resnet8, (9, 7), 0.0);
+            let (images, on_logits) = (values(1, N * 9 * 7 * 3), values(7, N * config.n_classes));
+            let results = [false, true].map(|on_gpu| {
+                let mut network = make(&config);
+                if on_gpu {
+                    network.move_to(&gpu, Precision::F32).unwrap();
+                }
+                network.forward(&images, N, Mode::Eval).unwrap();
+                network
+                    .holding_gates(|network| {
+                        let length = network.n_parameters();
+                        network.params_mut().iter_mut().zip(values(5, length)).for_each(|(w, v)| *w += 0.2 * v);
+                        let logits = network.forward(&images, N, Mode::Eval)?.to_vec();
+                        network.backward(&on_logits)?;
+                        Ok((logits, network.grads().to_vec()))
+                    })
+                    .unwrap()
+            });
+            let [(logits, gradient), (on_device, gradient_there)] = results;
+            check("logits with held gates", &on_device, &logits, 1e-3);
+            check("gradient with held gates", &gradient_there, &gradient, 1e-3);
+        }
+    }
 }
 
 fn config(architecture: Architecture, size: (usize, usize), sigma: f64) -> Config {

@@ -260,7 +260,7 @@ impl Trainer {
             self.normalise.address(),
             input,
         )?;
-        engine.run_forward(graph, n, Mode::Train, self.is_noisy)?;
+        engine.run_forward(graph, n, Mode::Train, self.is_noisy, None)?;
         engine.begin_backward(graph)?;
         let logits = engine.tape.as_ref().map(|tape| tape.value(graph.nodes.len() - 1));
         let (Some(logits), Some(gradient)) = (logits, engine.logit_gradient(graph)) else {

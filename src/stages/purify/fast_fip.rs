@@ -24,7 +24,7 @@ pub struct FastFip;
 
 impl Stage for FastFip {
     const NAME: &'static str = "purify/fast_fip";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = FastParams;
     type Inputs = Inputs;
     type Outputs = Outputs;

@@ -126,7 +126,7 @@ pub struct Fip;
 
 impl Stage for Fip {
     const NAME: &'static str = "purify/fip";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -251,8 +251,10 @@ impl<C: Coordinates> Purify<'_, C> {
         augment::plain(split, &batch, normalise, &mut images)?;
         if self.params.legacy {
             let direction = noise_direction(network, &mut draw);
-            return self.product.of_network(network, &direction, &mut self.added, |network| {
-                mean_over_pairs(network, &images, &labels)
+            mean_over_pairs(network, &images, &labels)?;
+            let Purify { product, added, .. } = self;
+            return network.holding_gates(|network| {
+                product.of_network(network, &direction, added, |network| mean_over_pairs(network, &images, &labels))
             });
         }
         let signs: Vec<f32> = labels.iter().map(|_| if draw.chance(0.5) { 1.0 } else { -1.0 }).collect();

@@ -74,7 +74,7 @@ pub struct IBau;
 
 impl Stage for IBau {
     const NAME: &'static str = "purify/i_bau";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Outputs;

@@ -6,9 +6,10 @@
 __device__ inline float larger(float first, float second) { return second > first || second != second ? second : first; }
 #endif
 
-// Maxima of 2 x 2 windows. n counts vectors of y; height and width are the input's.
+// The values of x where 2 x 2 windows of `of` have their maxima, the first of equal ones: the maxima of x if `of` is x. n
+// counts vectors of y; height and width are the input's.
 extern "C" __global__ void NAME(max_forward)(unsigned n, unsigned height, unsigned width, unsigned channel_vectors,
-                                             const REAL* x, REAL* y) {
+                                             const REAL* of, const REAL* x, REAL* y) {
     unsigned i = thread_index();
     if (i >= n) {
         return;
@@ -18,14 +19,19 @@ extern "C" __global__ void NAME(max_forward)(unsigned n, unsigned height, unsign
     unsigned row = position / (width / 2) % (height / 2);
     unsigned image = position / (width / 2) / (height / 2);
     unsigned at = ((image * height + 2 * row) * width + 2 * column) * channel_vectors + channel;
-    unsigned below = at + width * channel_vectors;
-    Vector<REAL> a = load(x, at), b = load(x, at + channel_vectors);
-    Vector<REAL> d = load(x, below), e = load(x, below + channel_vectors);
-    for (int j = 0; j < Vector<REAL>::SIZE; j++) {
-        float maximum = larger(larger(larger(wide(a.lanes[j]), wide(b.lanes[j])), wide(d.lanes[j])), wide(e.lanes[j]));
-        narrow(maximum, a.lanes[j]);
+    unsigned places[4] = {at, at + channel_vectors, at + width * channel_vectors, at + (width + 1) * channel_vectors};
+    Vector<REAL> best = load(of, places[0]), values = load(x, places[0]);
+    for (int k = 1; k < 4; k++) {
+        Vector<REAL> other = load(of, places[k]), value = load(x, places[k]);
+        for (int j = 0; j < Vector<REAL>::SIZE; j++) {
+            float now = wide(best.lanes[j]), next = wide(other.lanes[j]);
+            if (next > now || next != next) {
+                best.lanes[j] = other.lanes[j];
+                values.lanes[j] = value.lanes[j];
+            }
+        }
     }
-    store(y, i, a);
+    store(y, i, values);
 }
 
 // Its gradient, gathered; the first of equal maxima takes it. n counts vectors of x.
