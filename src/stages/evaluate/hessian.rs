@@ -79,7 +79,7 @@ impl Default for Params {
             tolerance: const { valid(Positive::new(1e-3)) },
             probes: 100,
             relative: true,
-            step: const { valid(Positive::new(1e-3)) },
+            step: const { valid(Positive::new(1e-4)) },
         }
     }
 }
