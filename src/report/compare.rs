@@ -48,7 +48,8 @@ pub fn table(ours: &[Ours], published: &Published, context: &Context) -> Table {
         for (tag, source) in &published.sources {
             let Some(found) = published.find(tag, &one.setup, &one.attack, &one.defence) else { continue };
             table.push(row(one, &keys, Some((tag, &found))));
-            Told::tell(&mut told, one, (tag, source), found);
+            let differences = differences(&one.setup, &found, source, &one.defence);
+            told.push(Told { tag, source, found, attack: &one.attack, defence: &one.defence, differences });
             is_alone = false;
         }
         if is_alone {
@@ -61,11 +62,17 @@ pub fn table(ours: &[Ours], published: &Published, context: &Context) -> Table {
             let found = published.find(tag, &like.setup, attack, defence);
             // A time that holds for every attack is nothing to miss here.
             let Some(found) = found.filter(|found| found.values[CLEAN_ACCURACY].is_some()) else { continue };
-            let setup = Setup { defence_epochs: None, ..like.setup.clone() };
-            let (attack, defence, model) = (attack.to_string(), defence.to_string(), String::new());
-            let absent = Ours { attack, defence, model, point: Vec::new(), setup, values: Default::default() };
+            let absent = Ours {
+                attack: attack.to_string(),
+                defence: defence.to_string(),
+                model: String::new(),
+                point: Vec::new(),
+                setup: like.setup.clone(),
+                values: Default::default(),
+            };
             table.push(row(&absent, &keys, Some((tag, &found))));
-            Told::tell(&mut told, &absent, (tag, source), found);
+            // What was not run does not differ.
+            told.push(Told { tag, source, found, attack, defence, differences: Vec::new() });
         }
     }
     table.notes = notes(ours, &told, published, context);
@@ -152,34 +159,31 @@ struct Told<'a> {
     tag: &'a str,
     source: &'a Source,
     found: Found<'a>,
-    attack: String,
-    defence: String,
+    attack: &'a str,
+    defence: &'a str,
     differences: Vec<String>,
 }
 
-impl<'a> Told<'a> {
-    fn tell(told: &mut Vec<Told<'a>>, ours: &Ours, (tag, source): (&'a String, &'a Source), found: Found<'a>) {
-        let mut differences = Vec::new();
-        // Times alone come without a setting of their own.
-        if found.values[CLEAN_ACCURACY].is_some() {
-            differences = self::differences(&ours.setup, &found.block.setup(Some(source), &ours.defence));
-            if source.counts == Counts::All {
-                differences.push(
-                    "attack success of all triggered images there, of other classes than the wanted one here".into(),
-                );
-            }
-        }
-        let (attack, defence) = (ours.attack.clone(), ours.defence.clone());
-        told.push(Told { tag, source, found, attack, defence, differences });
-    }
-
+impl Told<'_> {
     fn pair(&self) -> (&str, &str) {
-        (&self.attack, &self.defence)
+        (self.attack, self.defence)
     }
 }
 
-/// Where our setting differs from theirs, as far as theirs is known.
-fn differences(ours: &Setup, theirs: &Setup) -> Vec<String> {
+/// Where our setting and definitions differ from theirs, as far as theirs are known.
+fn differences(ours: &Setup, found: &Found, source: &Source, defence: &str) -> Vec<String> {
+    // Times alone come without a setting of their own.
+    if found.values[CLEAN_ACCURACY].is_none() {
+        return Vec::new();
+    }
+    let mut all = between(ours, &found.block.setup(Some(source), defence));
+    if source.counts == Counts::All {
+        all.push("triggered images of other classes than the wanted one, not all".into());
+    }
+    all
+}
+
+fn between(ours: &Setup, theirs: &Setup) -> Vec<String> {
     let mut all: Vec<String> =
         ours.part.iter().map(|part| format!("{} of {}, not all of it", part, ours.dataset)).collect();
     if let (Some(ours), Some(theirs)) = (&ours.model, &theirs.model)
@@ -196,9 +200,9 @@ fn differences(ours: &Setup, theirs: &Setup) -> Vec<String> {
     };
     let count = |n: Option<u64>| n.map(|n| n as f64);
     of("poison rate", " %", 100.0, ours.rate, theirs.rate);
-    of("training for", " epochs", 1.0, count(ours.epochs), count(theirs.epochs));
+    of("epochs of training", "", 1.0, count(ours.epochs), count(theirs.epochs));
     of("clean images for defences", " %", 100.0, ours.clean, theirs.clean);
-    of("the defence for", " epochs", 1.0, count(ours.defence_epochs), count(theirs.defence_epochs));
+    of("epochs of the defence", "", 1.0, count(ours.defence_epochs), count(theirs.defence_epochs));
     all
 }
 
@@ -214,7 +218,7 @@ fn described(setup: &Setup) -> String {
     let mut parts = vec![format!("{}{part}", setup.dataset)];
     parts.extend(setup.model.clone());
     parts.extend(setup.rate.map(|rate| format!("poison rate {} %", short(rate * 100.0))));
-    parts.extend(setup.epochs.map(|epochs| format!("trained for {epochs} epochs")));
+    parts.extend(setup.epochs.map(|epochs| format!("trained for {}", super::count(epochs as usize, "epoch"))));
     parts.extend(setup.clean.map(|share| format!("{} % clean images for defences", short(share * 100.0))));
     parts.join(", ")
 }
@@ -400,7 +404,7 @@ mod tests {
         check("backdoorbench: Wu et al.");
         check("backdoorbench: differs: here resnet8, not preact-resnet18");
         check("backdoorbench: differs: here the embedded part of cifar10, not all of it");
-        check("backdoorbench: differs: here the defence for 20 epochs, not 100 epochs (badnet; fine_tune)");
+        check("backdoorbench: differs: here epochs of the defence 20, not 100 (badnet; fine_tune)");
         check("ft-sam: differs: here poison rate 5 %, not 10 % (sig; none)");
         check("nft: der is not printed");
         check("has numbers for these attacks that are not run here: abl,");

@@ -124,7 +124,7 @@ fn scores_stand_beside_published_numbers_and_run_times_are_drawn() {
 
     let text = project.ok(&["compare", "p.toml", "--against", "published"]).out;
     for expected in [
-        "ours: cifar10 (the embedded part), resnet8, poison rate 20 %, trained for 1 epochs, 20 % clean images",
+        "ours: cifar10 (the embedded part), resnet8, poison rate 20 %, trained for 1 epoch, 20 % clean images",
         "differs: here resnet8, not preact-resnet18",
         "differs: here poison rate 20 %, not 10 %",
         "NeurIPS 2022",
