@@ -1,6 +1,7 @@
 //! The arguments. Their doc comments are the help texts.
 
 use crate::exec::device;
+use crate::report::published::Published;
 use crate::report::style::When;
 use crate::report::table::Format;
 use crate::track::Target;
@@ -66,6 +67,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Show tables of a pipeline, or the artifacts of a stage.
     Show(ShowArgs),
+    /// Put numbers of papers beside the scores of a pipeline.
+    Compare(CompareArgs),
     /// Show what a stage's worker logged.
     Logs(LogsArgs),
     /// List the stages that pipelines can use.
@@ -178,6 +181,44 @@ pub struct ShowArgs {
     /// Show hidden columns too.
     #[arg(long)]
     pub all: bool,
+    /// Draw how long the defences of a table of scores took, beside the run's figures under `results/`.
+    #[arg(long, requires = "stage")]
+    pub figure: bool,
+}
+
+#[derive(Args)]
+#[allow(missing_docs)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// A stage `evaluate/backdoor` or `evaluate/over_seeds`, or one of its points [default: all of the first kind].
+    pub stage: Option<String>,
+    /// What the scores are compared with: `published`, the numbers of papers.
+    #[arg(long, value_name = "WHAT", value_parser = against)]
+    pub against: Against,
+    /// How to write the table.
+    #[arg(long, short, value_name = "FORMAT", default_value = "terminal", value_enum)]
+    pub format: Format,
+    /// Show hidden columns too: differences, and definitions.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// What scores can be compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Against {
+    /// The numbers of papers and leaderboards that this build knows.
+    Published,
+}
+
+fn against(text: &str) -> Result<Against, String> {
+    match text {
+        "published" => Ok(Against::Published),
+        _ => {
+            let tags = Published::load().map(|published| published.tags()).unwrap_or_default();
+            Err(format!("expected `published`, which has the numbers of {tags}"))
+        }
+    }
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod cache;
+mod compare;
 mod describe;
 mod doctor;
 mod explain;
@@ -53,6 +54,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Status(args) => status::status(global, args),
         Command::Explain(args) => explain::explain(global, args),
         Command::Show(args) => show::show(global, args),
+        Command::Compare(args) => compare::compare(global, args),
         Command::Logs(args) => logs::logs(global, args),
         Command::List => {
             if global.json {

@@ -9,7 +9,7 @@ use crate::exec::resolve::{self, Outlook};
 use crate::plan::{Node, Plan, Source};
 use crate::report::style::Style;
 use crate::report::table::{self, Format};
-use crate::report::{self, bytes, duration, explain};
+use crate::report::{self, bytes, duration, explain, results, run_time};
 use crate::store::Store;
 use crate::store::records::{Hit, OutputRecord};
 use serde_json::{Value, json};
@@ -33,8 +33,18 @@ pub fn show(global: &Global, args: &ShowArgs) -> Result<u8> {
     let origins = origins(&outputs, &outlook, &store)?;
     if outputs.iter().all(|found| found.output.kind == Kind::Table) {
         let joined = join(&outputs, &loaded.plan, &outlook.hits, &store)?;
+        if args.figure {
+            let stage = &loaded.plan.nodes[outputs[0].id].stage;
+            let title = format!("Run time of defences, {}", loaded.plan.identity.name);
+            let figure = run_time::figure(&joined, &title)?;
+            let written = run_time::write(&results::folder(&loaded.project.root, &loaded.plan), stage, &figure)?;
+            written.iter().for_each(|path| report::note(&format!("wrote {}", path.display())));
+        }
         let format = if global.json { Format::Json } else { args.format };
         report::data(&table::render(&joined, format, &look(style, args.all))?);
+    } else if args.figure {
+        return Err(Error::user(format!("`{name}` is no table: there is no run time of defences to draw"))
+            .hint("name a stage `evaluate/backdoor`"));
     } else {
         list_files(global, &outputs, &store);
     }
@@ -99,12 +109,18 @@ fn find<'a>(plan: &'a Plan, hits: &'a [Option<Hit>], name: &str) -> Result<Vec<F
             None => ports.first().map_or("", |p| p.name),
         };
         if hits[id].is_none() {
-            return Err(Error::user(format!("`{}` has not been computed yet", node.label))
-                .hint(format!("`runner run {}` computes it", plan.identity.path.display())));
+            return Err(not_computed(plan, node));
         }
         found.push(Found { id, point: &node.point, output: resolve::output_of(plan, id, port, hits)? });
     }
     Ok(found)
+}
+
+/// The error for a node whose result is not stored.
+pub(super) fn not_computed(plan: &Plan, node: &Node) -> Error {
+    let profile = plan.identity.profile.as_ref().map(|name| format!(" --profile {name}")).unwrap_or_default();
+    Error::user(format!("`{}` has not been computed yet", node.label))
+        .hint(format!("`runner run {}{profile}` computes it", plan.identity.path.display()))
 }
 
 fn join(outputs: &[Found<'_>], plan: &Plan, hits: &[Option<Hit>], store: &Store) -> Result<Table> {
@@ -116,19 +132,20 @@ fn join(outputs: &[Found<'_>], plan: &Plan, hits: &[Option<Hit>], store: &Store)
     Ok(table::join(&tables))
 }
 
-/// Beside the scores of defences, what their stages took. It differs from run to run, so that no stage can write it into
-/// its table (invariant 3); the records have it.
-fn with_costs(mut table: Table, node: &Node, hits: &[Option<Hit>]) -> Table {
-    let (Ok(model), Ok(_), Some(sources)) = (table.column("model"), table.column("defence"), node.inputs.get("models"))
-    else {
-        return table;
-    };
+/// What made the models of a table of scores, row by row; `None` for another table.
+pub(super) fn scored<'a>(table: &Table, node: &'a Node) -> Option<&'a [Source]> {
+    let (model, sources) = (table.column("model").ok()?, node.inputs.get("models")?);
     let is_same = |(row, source): (&Vec<Cell>, &Source)| {
         row[model].text().is_some_and(|name| name == source.label.strip_suffix(".model").unwrap_or(&source.label))
     };
-    if table.rows.len() != sources.len() || !table.rows.iter().zip(sources).all(is_same) {
-        return table;
-    }
+    let fits = table.rows.len() == sources.len() && table.rows.iter().zip(sources).all(is_same);
+    fits.then_some(sources.as_slice())
+}
+
+/// Beside the scores of defences, what their stages took. It differs from run to run, so that no stage can write it into
+/// its table (invariant 3); the records have it.
+fn with_costs(mut table: Table, node: &Node, hits: &[Option<Hit>]) -> Table {
+    let (Ok(_), Some(sources)) = (table.column("defence"), scored(&table, node)) else { return table };
     let seconds = Column::new("seconds", "wall time of the stage that made the model, where and when it ran");
     table.columns.push(seconds.unit("s").digits(1));
     let memory = Column::new("peak_memory", "peak resident memory of the stage that made the model");
@@ -241,7 +258,7 @@ pub fn after_run(global: &Global, plan: &Plan, hits: &[Option<Hit>], store: &Sto
     Ok(())
 }
 
-fn look(style: Style, all: bool) -> table::Style {
+pub(super) fn look(style: Style, all: bool) -> table::Style {
     let width = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()).unwrap_or(110);
     table::Style { width, bold: style.is_on(), all }
 }

@@ -2,10 +2,13 @@
 //!
 //! Data (tables, plans, JSON) goes to standard output; progress, warnings and errors go to standard error.
 
+pub mod compare;
 pub mod explain;
 pub mod json;
 pub mod outlook;
+pub mod published;
 pub mod results;
+pub mod run_time;
 pub mod style;
 pub mod table;
 pub mod terminal;

@@ -31,10 +31,7 @@ pub enum Refresh {
 /// # Errors
 /// What the disk says.
 pub fn link(root: &Path, plan: &Plan, hits: &[Option<Hit>], store: &Store, refresh: Refresh) -> Result<Links> {
-    let mut dir = root.join("results").join(&plan.identity.name);
-    if let Some(profile) = &plan.identity.profile {
-        dir.push(profile);
-    }
+    let dir = folder(root, plan);
     let refresh = refresh == Refresh::Yes || !dir.is_dir();
     let mut figures = Vec::new();
     for (node, hit) in plan.nodes.iter().zip(hits) {
@@ -65,6 +62,15 @@ pub fn link(root: &Path, plan: &Plan, hits: &[Option<Hit>], store: &Store, refre
     let here = std::env::current_dir().unwrap_or_default();
     let shown = dir.strip_prefix(&here).map(Path::to_path_buf).unwrap_or(dir);
     Ok(Links { dir: shown, figures })
+}
+
+/// `results/<pipeline>` or `results/<pipeline>/<profile>` under the project's root.
+pub fn folder(root: &Path, plan: &Plan) -> PathBuf {
+    let dir = root.join("results").join(&plan.identity.name);
+    match &plan.identity.profile {
+        Some(profile) => dir.join(profile),
+        None => dir,
+    }
 }
 
 /// `plane.svg`, `model.history.csv`, `rate=0.05,seed=1/scores.csv`.

@@ -106,7 +106,8 @@ fn same(a: &Column, b: &Column) -> bool {
     a.name == b.name && a.unit == b.unit
 }
 
-fn cell(value: &Value) -> Cell {
+/// A value of the matrix as a cell.
+pub(super) fn cell(value: &Value) -> Cell {
     match value {
         Value::Null => Cell::None,
         Value::Bool(value) => Cell::Bool(*value),

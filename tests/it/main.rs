@@ -7,6 +7,7 @@ mod harness;
 
 mod bad_pipelines;
 mod commands;
+mod compare;
 mod conformance;
 mod doctor;
 mod faults;

@@ -1,5 +1,6 @@
-//! Representations in the plane over the course of training: t-SNE and principal components per observed epoch and
-//! layer, and how well classes and roles keep apart, as in the information-bottleneck analysis of backdoor training.
+//! Representations in the plane, over the course of training or before and after a defence: t-SNE and principal
+//! components per observed epoch, or per model, and layer, and how well classes and roles keep apart, as in the
+//! information-bottleneck analysis of backdoor training and in figure 5 of FIP (Karim et al., CCS 2024).
 //!
 //! L. van der Maaten and G. Hinton, "Visualizing data using t-SNE" (JMLR 2008); step size and start as in A. Belkina et
 //! al. (2019). P. Rousseeuw, "Silhouettes" (1987). Draws nothing on paper: `plot/embedding` does.
@@ -7,30 +8,35 @@
 //! Differs from the paper's code: silhouettes are given for the representations themselves too, since t-SNE keeps
 //! neighbours and not distances.
 
+use super::backdoor::shown;
+use super::detection;
 use crate::artifact::dataset::Role;
 use crate::artifact::table::{Cell, Column};
-use crate::artifact::{Packed, Table, Trace};
+use crate::artifact::{Model, Packed, Table, Trace};
 use crate::embedding::pca::Pca;
 use crate::embedding::{neighbours, silhouette, tsne};
 use crate::error::{Error, Result, ResultExt};
+use crate::nn::predict;
 use crate::param::{Count, Positive};
-use crate::stage::{Context, Problem, Resources, Stage};
+use crate::stage::{Context, Named, Problem, Resources, Stage};
+use crate::stages::train::recipe;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Lays representations out in the plane, by t-SNE and by principal components, per observed epoch and layer of a
-/// training trace, and measures silhouettes by class and role.
+/// Lays representations of training images out in the plane, by t-SNE and by principal components, per observed epoch and
+/// layer of a training trace, or per model, and measures silhouettes by class and role.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// The maps to make.
     pub maps: Vec<Map>,
-    /// Layers out of those observed (`logits` is one); empty for all but the logits.
+    /// Layers out of those observed (`logits` is one); empty for all but the logits. Layers of models, averaged over
+    /// positions; empty for `avgpool`.
     pub layers: Vec<String>,
-    /// Epochs out of those observed; empty for all of them.
+    /// Epochs out of those observed; empty for all of them. Models have none.
     pub epochs: Vec<usize>,
-    /// Samples of every group of equal class and role, at most; all observed ones if left out.
+    /// Samples of every group of equal class and role, at most; all observed ones if left out. Models need it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_group: Option<Count>,
     /// t-SNE sees so many principal components of the layer, at most.
@@ -109,9 +115,11 @@ pub enum Start {
 crate::ports! {
     /// What is read.
     pub struct Inputs {
-        /// Representations over the epochs.
-        trace: Trace,
-        /// The training images that the trace observed: their classes and roles.
+        /// Representations over the epochs of a training.
+        trace: Option<Trace>,
+        /// Models, all of which are shown the same images; instead of a trace.
+        models: Option<Vec<Named<Model>>>,
+        /// The training images that the trace observed, or that models are shown: their classes and roles.
         dataset: Packed,
     }
 }
@@ -119,9 +127,9 @@ crate::ports! {
 crate::ports! {
     /// What comes out.
     pub struct Outputs => {
-        /// A row per epoch, layer and sample: class, role and coordinates.
+        /// A row per epoch or model, layer and sample: class, role and coordinates.
         points: Table,
-        /// Silhouettes per epoch, layer, space and group.
+        /// Silhouettes per epoch or model, layer, space and group.
         silhouettes: Table,
         /// How good every map is.
         maps: Table,
@@ -164,29 +172,139 @@ impl Stage for Embedding {
     }
 
     fn resources(_: &Params) -> Resources {
-        Resources { parallel: true, gpu: false, memory_mib: 512 }
+        Resources { gpu: false, ..recipe::resources(None, predict::BATCH) }
     }
 
     fn run(cx: &Context, params: Params, inputs: Inputs) -> Result<Outputs> {
-        let samples = Samples::choose(cx, &params, &inputs)?;
-        let (epochs, layers) = (epochs(&params, &inputs.trace)?, layers(&params, &inputs.trace)?);
+        let seen = Seen::of(&inputs)?;
+        let (places, samples) = (seen.places(&params)?, Samples::choose(cx, &params, &seen, &inputs.dataset)?);
         let mut outputs = Outputs {
-            points: points_table(&params),
-            silhouettes: silhouettes_table(),
-            maps: maps_table(&params, samples.rows.len()),
+            points: points_table(&params, &seen),
+            silhouettes: silhouettes_table(&seen),
+            maps: maps_table(&params, &seen, samples.rows.len()),
         };
-        let places: Vec<(usize, &String)> = epochs.iter().flat_map(|&e| layers.iter().map(move |l| (e, l))).collect();
         let mut headline = String::new();
-        for (at, &(epoch, layer)) in places.iter().enumerate() {
+        for (at, place) in places.iter().enumerate() {
             cx.progress(at as u64, places.len() as u64, "maps", headline.clone());
-            let found =
-                samples.look(cx, &params, &inputs.trace, epoch, layer).context(format!("{layer}, epoch {epoch}"))?;
-            samples.tell(&params, (epoch, layer), &found, &mut outputs);
-            headline = found.headline(epoch, layer);
+            let doing = || place.to_string();
+            let (width, points) = seen.points(cx, &inputs.dataset, &samples, place).context(doing())?;
+            let found = samples.look(cx, &params, (&points, width), place).context(doing())?;
+            samples.tell(&params, place, &found, &mut outputs);
+            headline = found.headline(place);
         }
         cx.headline(headline);
         Ok(outputs)
     }
+}
+
+/// What representations are taken from.
+enum Seen<'a> {
+    Trace(&'a Trace),
+    Models(&'a [Named<Model>]),
+}
+
+/// One set of representations.
+struct Place {
+    at: At,
+    layer: String,
+}
+
+/// After which epoch, or in which model.
+enum At {
+    Epoch(usize),
+    /// Its position, and what tables call it.
+    Model(usize, String),
+}
+
+impl At {
+    fn name(&self) -> String {
+        match self {
+            At::Epoch(epoch) => epoch.to_string(),
+            At::Model(_, name) => name.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.at {
+            At::Epoch(epoch) => write!(f, "{}, epoch {epoch}", self.layer),
+            At::Model(_, name) => write!(f, "{}, `{name}`", self.layer),
+        }
+    }
+}
+
+impl<'a> Seen<'a> {
+    fn of(inputs: &'a Inputs) -> Result<Seen<'a>> {
+        match (&inputs.trace, &inputs.models) {
+            (Some(trace), None) => Ok(Seen::Trace(trace)),
+            (None, Some(models)) => Ok(Seen::Models(models)),
+            (Some(_), Some(_)) => Err(Error::user("both a trace and models are given: only one can be laid out")
+                .hint("remove `trace` or `models` from the stage's `from`")),
+            (None, None) => Err(Error::user("there is nothing to lay out").hint(
+                "bind `trace = \"model.trace\"`, or `models = [\"model\", \"purified\"]`, in the stage's `from`",
+            )),
+        }
+    }
+
+    /// The sets that are asked for, in the order of the tables.
+    fn places(&self, params: &Params) -> Result<Vec<Place>> {
+        let layers = self.layers(params)?;
+        let of = |at: &dyn Fn() -> At| {
+            layers.iter().map(|layer| Place { at: at(), layer: layer.clone() }).collect::<Vec<_>>()
+        };
+        match self {
+            Seen::Trace(trace) => {
+                Ok(epochs(params, trace)?.into_iter().flat_map(|epoch| of(&|| At::Epoch(epoch))).collect())
+            }
+            Seen::Models(_) if !params.epochs.is_empty() => {
+                Err(Error::user("models have no epochs to choose among").hint("leave `epochs` out"))
+            }
+            Seen::Models(models) => {
+                let names = models.iter().map(name).enumerate();
+                Ok(names.flat_map(|(i, name)| of(&|| At::Model(i, name.clone()))).collect())
+            }
+        }
+    }
+
+    fn layers(&self, params: &Params) -> Result<Vec<String>> {
+        match self {
+            Seen::Trace(trace) => layers(params, trace),
+            Seen::Models(_) if params.layers.is_empty() => Ok(vec!["avgpool".into()]),
+            Seen::Models(_) => Ok(params.layers.clone()),
+        }
+    }
+
+    /// Width, and [n, width], of the chosen samples.
+    fn points(&self, cx: &Context, dataset: &Packed, samples: &Samples, place: &Place) -> Result<(usize, Vec<f32>)> {
+        match (self, &place.at) {
+            (Seen::Trace(trace), At::Epoch(epoch)) => {
+                let (width, all) = trace.get(*epoch, &place.layer)?;
+                let of = |&at: &usize| all[at * width..(at + 1) * width].iter().copied();
+                Ok((width, samples.positions.iter().flat_map(of).collect()))
+            }
+            (Seen::Models(models), At::Model(i, _)) => {
+                let shown = dataset.train.select(&samples.rows);
+                let (mut network, normalise) = detection::open(cx, &models[*i].value, &dataset.about, &shown)?;
+                detection::representations(cx, (&mut network, &normalise), &shown, &place.layer)
+            }
+            _ => Err(Error::machine("epochs belong to traces, and models to models")),
+        }
+    }
+
+    /// The column that tells sets apart.
+    fn column(&self) -> Column {
+        match self {
+            Seen::Trace(_) => Column::new("epoch", "training epoch after which the representations were observed"),
+            Seen::Models(_) => Column::new("model", "the stage that made the model"),
+        }
+    }
+}
+
+/// What tables call a model: its stage, and its point of the matrix if it has one.
+fn name(model: &Named<Model>) -> String {
+    let point = model.point.iter().map(|(key, value)| format!(" {key}={value}"));
+    std::iter::once(shown(&model.name)).chain(point).collect()
 }
 
 fn epochs(params: &Params, trace: &Trace) -> Result<Vec<usize>> {
@@ -216,7 +334,7 @@ fn layers(params: &Params, trace: &Trace) -> Result<Vec<String>> {
 
 /// The samples that are laid out, the same in every epoch and layer.
 struct Samples {
-    /// Their positions in the trace, ascending.
+    /// Their positions in the trace, or in the training split, ascending.
     positions: Vec<usize>,
     /// Their rows in the training split.
     rows: Vec<usize>,
@@ -238,14 +356,14 @@ struct Found {
 }
 
 impl Found {
-    fn headline(&self, epoch: usize, layer: &str) -> String {
+    fn headline(&self, place: &Place) -> String {
         let of = |space: &str, grouping: &str| {
             let found = self.silhouettes.iter().find(|s| s.0 == space && s.1 == grouping && s.2 == "all")?;
             Some(format!("{:.2} by {grouping}", found.4?))
         };
         let parts: Vec<String> =
             ["class", "class and role"].into_iter().filter_map(|grouping| of("representation", grouping)).collect();
-        format!("silhouette {} ({layer}, epoch {epoch})", parts.join(", "))
+        format!("silhouette {} ({place})", parts.join(", "))
     }
 }
 
@@ -257,9 +375,17 @@ const GROUPINGS: [(&str, &str); 3] = [
 ];
 
 impl Samples {
-    fn choose(cx: &Context, params: &Params, inputs: &Inputs) -> Result<Samples> {
-        let (info, split) = (&inputs.trace.info, &inputs.dataset.train);
-        if let Some(row) = info.rows.iter().find(|&&row| row >= split.len()) {
+    fn choose(cx: &Context, params: &Params, seen: &Seen, dataset: &Packed) -> Result<Samples> {
+        let split = &dataset.train;
+        let candidates = match seen {
+            Seen::Trace(trace) => trace.info.rows.clone(),
+            Seen::Models(_) if params.per_group.is_none() => {
+                return Err(Error::user(format!("{} training images are too many to lay out", split.len()))
+                    .hint("set `per_group`, such as `per_group = 100`"));
+            }
+            Seen::Models(_) => (0..split.len()).collect(),
+        };
+        if let Some(row) = candidates.iter().find(|&&row| row >= split.len()) {
             return Err(Error::user(format!(
                 "the trace observes training row {row}, but the dataset has {} training images",
                 split.len()
@@ -267,11 +393,11 @@ impl Samples {
             .hint("give `dataset` the packed dataset that the traced model was trained on"));
         }
         let mut groups: BTreeMap<(i64, Role), Vec<usize>> = BTreeMap::new();
-        for (at, &row) in info.rows.iter().enumerate() {
+        for (at, &row) in candidates.iter().enumerate() {
             groups.entry((split.label[row], split.role[row])).or_default().push(at);
         }
         let mut positions: Vec<usize> = match params.per_group {
-            None => (0..info.rows.len()).collect(),
+            None => (0..candidates.len()).collect(),
             Some(most) => {
                 let pick = |((label, role), group): (&(i64, Role), &Vec<usize>)| {
                     cx.rng(&format!("sample/{label}/{}", role.name())).pick(group, most.get())
@@ -280,12 +406,12 @@ impl Samples {
             }
         };
         positions.sort_unstable();
-        let rows: Vec<usize> = positions.iter().map(|&at| info.rows[at]).collect();
+        let rows: Vec<usize> = positions.iter().map(|&at| candidates[at]).collect();
         Ok(Samples {
             labels: rows.iter().map(|&row| split.label[row]).collect(),
             true_labels: rows.iter().map(|&row| split.true_label[row]).collect(),
             roles: rows.iter().map(|&row| split.role[row]).collect(),
-            classes: inputs.dataset.about.classes.clone(),
+            classes: dataset.about.classes.clone(),
             positions,
             rows,
         })
@@ -315,34 +441,31 @@ impl Samples {
         ]
     }
 
-    fn look(&self, cx: &Context, params: &Params, trace: &Trace, epoch: usize, layer: &str) -> Result<Found> {
-        let (width, all) = trace.get(epoch, layer)?;
-        let points: Vec<f32> =
-            self.positions.iter().flat_map(|&at| all[at * width..(at + 1) * width].iter().copied()).collect();
-        let pca = Pca::fit(&points, width, params.components.get().max(2))?;
+    fn look(&self, cx: &Context, params: &Params, (points, width): (&[f32], usize), place: &Place) -> Result<Found> {
+        let pca = Pca::fit(points, width, params.components.get().max(2))?;
         let mut found = Found { positions: Vec::new(), quality: Vec::new(), silhouettes: Vec::new() };
         let n_kept = params.neighbours.get();
         for &map in &params.maps {
             cx.check_stop()?;
             let (positions, divergence, share) = match map {
                 Map::Pca => {
-                    let scores = pca.scores(&points, 2);
+                    let scores = pca.scores(points, 2);
                     let plane = pca.variances.iter().take(2).sum::<f64>();
                     let share = (pca.total_variance > 0.0).then(|| 100.0 * plane / pca.total_variance);
                     (scores.chunks_exact(2).map(|at| [at[0], at[1]]).collect(), None, share)
                 }
                 Map::Tsne => {
-                    let layout = self.tsne(cx, params, (&points, width), &pca, (epoch, layer))?;
+                    let layout = self.tsne(cx, params, (points, width), &pca, place)?;
                     (layout.positions, Some(layout.divergence), None)
                 }
             };
-            let kept = (n_kept < self.rows.len()).then(|| neighbours::preserved(&points, width, &positions, n_kept));
+            let kept = (n_kept < self.rows.len()).then(|| neighbours::preserved(points, width, &positions, n_kept));
             found.quality.push((map, [kept.map(|kept| 100.0 * kept), divergence, share]));
             found.positions.push((map, positions));
         }
         let groupings = self.groupings();
         let numbers: Vec<&[usize]> = groupings.iter().map(|(numbers, _)| numbers.as_slice()).collect();
-        let mut spaces = vec![("representation", width, points.as_slice())];
+        let mut spaces = vec![("representation", width, points)];
         spaces.extend(found.positions.iter().map(|(map, at)| (map.name(), 2, at.as_flattened())));
         for (space, width, points) in spaces {
             cx.check_stop()?;
@@ -366,7 +489,7 @@ impl Samples {
         params: &Params,
         (points, width): (&[f32], usize),
         pca: &Pca,
-        (epoch, layer): (usize, &str),
+        place: &Place,
     ) -> Result<tsne::Layout> {
         let settings = tsne::Settings {
             perplexity: params.perplexity,
@@ -378,7 +501,7 @@ impl Samples {
         let most = params.components.get();
         let reduced = (width > most).then(|| pca.scores(points, most));
         let (points, width) = reduced.as_ref().map_or((points, width), |reduced| (reduced.as_slice(), most));
-        let stream = cx.rng(&format!("start/{epoch}/{layer}"));
+        let stream = cx.rng(&format!("start/{}/{}", place.at.name(), place.layer));
         let start = match params.start {
             Start::Pca => tsne::start_from_components(points, width, stream)?,
             Start::Random => tsne::random_start(self.rows.len(), stream),
@@ -387,10 +510,15 @@ impl Samples {
     }
 
     /// Adds rows to all tables.
-    fn tell(&self, params: &Params, (epoch, layer): (usize, &str), found: &Found, outputs: &mut Outputs) {
+    fn tell(&self, params: &Params, place: &Place, found: &Found, outputs: &mut Outputs) {
+        let at: Cell = match &place.at {
+            At::Epoch(epoch) => (*epoch).into(),
+            At::Model(_, name) => name.as_str().into(),
+        };
+        let layer = place.layer.as_str();
         for (i, &row) in self.rows.iter().enumerate() {
             let mut cells: Vec<Cell> = vec![
-                epoch.into(),
+                at.clone(),
                 layer.into(),
                 row.into(),
                 self.labels[i].into(),
@@ -404,7 +532,7 @@ impl Samples {
         }
         for (space, grouping, group, n, silhouette) in &found.silhouettes {
             outputs.silhouettes.push(vec![
-                epoch.into(),
+                at.clone(),
                 layer.into(),
                 (*space).into(),
                 (*grouping).into(),
@@ -416,20 +544,17 @@ impl Samples {
         for (map, [kept, divergence, share]) in &found.quality {
             let perplexity = (*map == Map::Tsne).then_some(params.perplexity);
             let cells = [(*kept).into(), (*divergence).into(), (*share).into(), perplexity.into()];
-            outputs.maps.push([epoch.into(), layer.into(), map.name().into()].into_iter().chain(cells).collect());
+            outputs.maps.push([at.clone(), layer.into(), map.name().into()].into_iter().chain(cells).collect());
         }
     }
 }
 
-fn place_columns() -> Vec<Column> {
-    vec![
-        Column::new("epoch", "training epoch after which the representations were observed"),
-        Column::new("layer", "the layer's output, averaged over positions"),
-    ]
+fn place_columns(seen: &Seen) -> Vec<Column> {
+    vec![seen.column(), Column::new("layer", "the layer's output, averaged over positions")]
 }
 
-fn points_table(params: &Params) -> Table {
-    let mut columns = place_columns();
+fn points_table(params: &Params, seen: &Seen) -> Table {
+    let mut columns = place_columns(seen);
     columns.extend([
         Column::new("row", "of the training split"),
         Column::new("class", "the label that training sees"),
@@ -450,8 +575,8 @@ fn points_table(params: &Params) -> Table {
     Table::new(columns)
 }
 
-fn silhouettes_table() -> Table {
-    let mut columns = place_columns();
+fn silhouettes_table(seen: &Seen) -> Table {
+    let mut columns = place_columns(seen);
     columns.extend([
         Column::new("space", "where distances are taken: the representation, or a map of it"),
         Column::new("grouping", "what the groups are, see below"),
@@ -468,9 +593,9 @@ fn silhouettes_table() -> Table {
     table
 }
 
-fn maps_table(params: &Params, n: usize) -> Table {
+fn maps_table(params: &Params, seen: &Seen, n: usize) -> Table {
     let k = params.neighbours.get();
-    let mut columns = place_columns();
+    let mut columns = place_columns(seen);
     let kept = format!("of the {k} nearest samples in the layer, those among the {k} nearest in the map");
     columns.extend([
         Column::new("map", "how the layer became a plane"),
@@ -480,7 +605,12 @@ fn maps_table(params: &Params, n: usize) -> Table {
         Column::new("perplexity", "effective number of neighbours").hidden(),
     ]);
     let mut table = Table::new(columns);
-    table.notes = vec![format!("{n} training samples, the same in every epoch and layer, without augmentation.")];
+    let everywhere = match seen {
+        Seen::Trace(_) => "epoch",
+        Seen::Models(_) => "model",
+    };
+    table.notes =
+        vec![format!("{n} training samples, the same in every {everywhere} and layer, without augmentation.")];
     table
 }
 
@@ -488,7 +618,9 @@ fn maps_table(params: &Params, n: usize) -> Table {
 mod tests {
     use super::*;
     use crate::artifact::dataset::{About, Split};
+    use crate::artifact::model::ModelInfo;
     use crate::artifact::trace::TraceInfo;
+    use crate::nn::{Architecture, Config, Network};
     use crate::rng::Streams;
     use serde_json::{Value, json};
 
@@ -511,15 +643,60 @@ mod tests {
             trace.insert(epoch, "logits", 2, values[..2 * n].to_vec()).unwrap();
         }
         let about = About { classes: ["cat", "dog"].map(String::from).to_vec(), ..About::default() };
-        Inputs { trace, dataset: Packed { about, test: train.clone(), train, triggered: None } }
+        Inputs {
+            trace: Some(trace),
+            models: None,
+            dataset: Packed { about, test: train.clone(), train, triggered: None },
+        }
+    }
+
+    /// A network as its initialisation leaves it, and one with the same weights.
+    fn models() -> Inputs {
+        let dataset = Packed {
+            about: About { classes: ["cat", "dog", "eel"].map(String::from).to_vec(), ..About::default() },
+            ..toy().dataset
+        };
+        let n = dataset.train.len();
+        let pixels = (0..n * 8 * 8 * 3).map(|i| (i * 7 % 251) as u8).collect();
+        let images = Split::clean((8, 8), pixels, dataset.train.label.clone()).unwrap();
+        let train = Split { size: images.size, pixels: images.pixels, ..dataset.train };
+        let config =
+            Config { architecture: Architecture::Resnet8, n_classes: 3, size: (8, 8), sigma_xt: 0.0, sigma_ty: 0.0 };
+        let mut network = Network::new(&config).unwrap();
+        network.init(&Streams::new(0, "toy").stream("weights"));
+        let info = ModelInfo {
+            architecture: "resnet8".into(),
+            n_classes: 3,
+            size: (8, 8),
+            mean: [0.5; 3],
+            std: [0.25; 3],
+            sigma_xt: 0.0,
+            sigma_ty: 0.0,
+            data: About::default(),
+            history: Vec::new(),
+            chosen_by_test: false,
+            defence: None,
+        };
+        let model = Model { info, weights: network.weights() };
+        let points = [json!({}), json!({ "epochs": 5 })];
+        let named = ["model.model", "fip.model"].iter().zip(points).map(|(name, point)| Named {
+            name: name.to_string(),
+            point: serde_json::from_value(point).unwrap(),
+            value: model.clone(),
+        });
+        Inputs { trace: None, models: Some(named.collect()), dataset: Packed { train, ..dataset } }
     }
 
     fn run(changes: Value) -> Result<Outputs> {
+        lay_out(changes, toy())
+    }
+
+    fn lay_out(changes: Value, inputs: Inputs) -> Result<Outputs> {
         let mut params = json!({ "perplexity": 8, "iterations": 250, "early_iterations": 100, "components": 3 });
         params.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         let params: Params = serde_json::from_value(params).unwrap();
         assert!(Embedding::check(&params).is_empty());
-        Embedding::run(&Context::for_test(0, Embedding::NAME), params, toy())
+        Embedding::run(&Context::for_test(0, Embedding::NAME), params, inputs)
     }
 
     fn silhouette(table: &Table, epoch: i64, space: &str, grouping: &str, group: &str) -> (f64, f64) {
@@ -566,11 +743,34 @@ mod tests {
     }
 
     #[test]
+    fn models_are_shown_the_same_images() {
+        let outputs = lay_out(json!({ "per_group": 10, "maps": ["pca"] }), models()).unwrap();
+        let points = &outputs.points;
+        assert_eq!((points.columns[0].name.as_str(), points.rows.len()), ("model", 80));
+        let (before, after) = points.rows.split_at(40);
+        // The same weights give the same plane.
+        assert!(before.iter().zip(after).all(|(a, b)| a[1..] == b[1..]));
+        assert_eq!((&before[0][0], &after[0][0]), (&Cell::from("model"), &Cell::from("fip epochs=5")));
+        assert_eq!(before.iter().filter(|row| row[6] == Cell::from("backdoor")).count(), 10);
+        assert_eq!(before[0][1], Cell::from("avgpool"));
+        assert!(outputs.maps.notes[0].starts_with("40 training samples, the same in every model"));
+        let table = lay_out(json!({ "per_group": 10, "layers": ["layer1", "layer3"], "maps": ["pca"] }), models());
+        assert_eq!(table.unwrap().maps.rows.len(), 4);
+    }
+
+    #[test]
     fn wrong_requests_are_refused() {
-        let refuse = |changes: Value, expected: &str| {
-            let error = run(changes).map(|_| ()).unwrap_err();
+        let check_refusal = |outputs: Result<Outputs>, expected: &str| {
+            let error = outputs.map(|_| ()).unwrap_err();
             assert!(error.to_string().contains(expected) && error.hint_text().is_some(), "{error:?}");
         };
+        let refuse = |changes: Value, expected: &str| check_refusal(run(changes), expected);
+        let few = json!({ "per_group": 10 });
+        check_refusal(lay_out(json!({}), models()), "90 training images are too many");
+        check_refusal(lay_out(json!({ "per_group": 10, "epochs": [1] }), models()), "models have no epochs");
+        check_refusal(lay_out(json!({ "per_group": 10, "layers": ["x"] }), models()), "no layer `x`");
+        check_refusal(lay_out(few.clone(), Inputs { trace: toy().trace, ..models() }), "only one can be laid out");
+        check_refusal(lay_out(few, Inputs { trace: None, ..toy() }), "nothing to lay out");
         refuse(json!({ "epochs": [1, 3] }), "epoch 3 was not observed; the trace has epochs [1, 2]");
         refuse(json!({ "layers": ["shallow"] }), "layer `shallow` was not observed; the trace has deep");
         refuse(json!({ "perplexity": 90 }), "deep, epoch 1: perplexity 90 is too large for 90 points");

@@ -177,15 +177,16 @@ const HIGH: &str = "upper end of its 95 % interval";
 
 /// A mean with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Mean {
+pub struct Mean {
     /// NaN of no value.
-    mean: f64,
+    pub mean: f64,
     /// Half of the 95 % interval; NaN of fewer than two values.
-    half: f64,
+    pub half: f64,
 }
 
 impl Mean {
-    fn of(values: &[f64]) -> Mean {
+    /// The mean of one value per seed.
+    pub fn of(values: &[f64]) -> Mean {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
         let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();

@@ -1,19 +1,22 @@
-//! Representations in the plane: a panel per epoch and layer, backdoor samples as a class of their own.
+//! Representations in the plane: a panel per epoch, or per model, and layer, backdoor samples as a class of their own.
 //!
 //! Draws the maps that `evaluate/embedding` made, as the information-bottleneck analysis of backdoor training shows
-//! them: classes in muted colours, backdoor samples on top in vermilion. Computes no map.
+//! them: classes in muted colours, backdoor samples on top in vermilion. Models stand side by side, as in figure 5 of FIP
+//! (Karim et al., CCS 2024): before and after a defence. Computes no map.
 
 use crate::artifact::{Figure, Table, table::Cell};
 use crate::error::{Error, Result};
+use crate::figure::text::spaced;
 use crate::figure::{self, Axis, Colour, Key, Label, Mark, Marker, Panel, Range, Sheet, Spacing, Width, theme};
 use crate::stage::{Context, Resources, Stage};
 use crate::stages::evaluate::embedding::Map;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
-/// Draws maps of representations: a panel per layer and epoch, a colour per class, backdoor and cover samples as classes
-/// of their own.
+/// Draws maps of representations: a panel per layer and epoch or model, a colour per class, backdoor and cover samples as
+/// classes of their own.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
@@ -25,6 +28,9 @@ pub struct Params {
     pub layers: Vec<String>,
     /// The epochs to draw; empty for all.
     pub epochs: Vec<usize>,
+    /// The models to draw, in this order; empty for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
     /// The printed width; by default a column for one panel, a page for more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub width: Option<Width>,
@@ -32,7 +38,14 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Params {
-        Params { title: String::new(), map: Map::Tsne, layers: Vec::new(), epochs: Vec::new(), width: None }
+        Params {
+            title: String::new(),
+            map: Map::Tsne,
+            layers: Vec::new(),
+            epochs: Vec::new(),
+            models: Vec::new(),
+            width: None,
+        }
     }
 }
 
@@ -61,29 +74,32 @@ impl Stage for Embedding {
     fn run(_: &Context, params: Params, inputs: Inputs) -> Result<Figure> {
         let points = read(&inputs.points, params.map)?;
         let layers = choose("layers", &params.layers, points.iter().map(|p| p.layer.clone()))?;
-        let epochs = choose("epochs", &params.epochs, points.iter().map(|p| p.epoch))?;
+        let asked: Vec<At> = params.epochs.iter().map(|&epoch| At::Epoch(epoch)).collect();
+        let asked = [asked, params.models.iter().cloned().map(At::Model).collect()].concat();
+        let what = if params.models.is_empty() { "epochs" } else { "models" };
+        let places = choose(what, &asked, points.iter().map(|p| p.at.clone()))?;
         let groups = Groups::of(&points);
         let mut panels = Vec::new();
         for layer in &layers {
-            for &epoch in &epochs {
-                let heading = match (layers.len(), epochs.len()) {
-                    (1, _) => format!("epoch {epoch}"),
+            for at in &places {
+                let heading = match (layers.len(), places.len()) {
+                    (1, _) => at.heading(),
                     (_, 1) => layer.clone(),
-                    _ => format!("{layer}, epoch {epoch}"),
+                    _ => format!("{layer}, {}", at.heading()),
                 };
-                let shown: Vec<&Point> = points.iter().filter(|p| p.layer == *layer && p.epoch == epoch).collect();
+                let shown: Vec<&Point> = points.iter().filter(|p| p.layer == *layer && p.at == *at).collect();
                 if !shown.is_empty() {
                     panels.push(panel(heading, &shown, &groups));
                 }
             }
         }
         if panels.is_empty() {
-            return Err(Error::user("the table has no sample of the chosen layers and epochs"));
+            return Err(Error::user("the table has no sample of the chosen layers and epochs or models"));
         }
         let width = params.width.unwrap_or(if panels.len() > 1 { Width::Page } else { Width::Column });
         let most = if width == Width::Page { 4 } else { 2 };
         // A row per layer where they fit, else rows of equal length.
-        let n_columns = match epochs.len() {
+        let n_columns = match places.len() {
             n if layers.len() > 1 && (2..=most).contains(&n) => n,
             _ => panels.len().div_ceil(panels.len().div_ceil(most)),
         };
@@ -110,17 +126,44 @@ enum Group {
 
 struct Point {
     layer: String,
-    epoch: usize,
+    at: At,
     group: Group,
     class_name: String,
-    at: (f64, f64),
+    place: (f64, f64),
+}
+
+/// After which epoch, or in which model.
+#[derive(Clone, Debug, PartialEq)]
+enum At {
+    Epoch(usize),
+    Model(String),
+}
+
+impl At {
+    fn heading(&self) -> String {
+        match self {
+            At::Epoch(epoch) => format!("epoch {epoch}"),
+            At::Model(name) => spaced(name),
+        }
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            At::Epoch(epoch) => write!(f, "{epoch}"),
+            At::Model(name) => write!(f, "{name}"),
+        }
+    }
 }
 
 fn read(table: &Table, map: Map) -> Result<Vec<Point>> {
     let made =
         |error: Error| error.hint("the input `points` must come from `evaluate/embedding`, with this `map` in `maps`");
     let column = |name: &str| table.column(name).map_err(made);
-    let (epoch, layer, role) = (column("epoch")?, column("layer")?, column("role")?);
+    let model = table.column("model").ok();
+    let first = model.map_or_else(|| column("epoch"), Ok)?;
+    let (layer, role) = (column("layer")?, column("role")?);
     let (class, class_name) = (column("class")?, column("class_name")?);
     let (x, y) = (column(&format!("{}_x", map.name()))?, column(&format!("{}_y", map.name()))?);
     let text = |cell: &Cell| cell.text().unwrap_or_default().to_string();
@@ -132,8 +175,12 @@ fn read(table: &Table, map: Map) -> Result<Vec<Point>> {
             _ => Group::Class(label),
         };
         let (layer, class_name) = (text(&row[layer]), text(&row[class_name]));
-        let at = (row[x].number()?, row[y].number()?);
-        Some(Point { layer, epoch: row[epoch].number()? as usize, group, class_name, at })
+        let at = match model {
+            Some(model) => At::Model(text(&row[model])),
+            None => At::Epoch(row[first].number()? as usize),
+        };
+        let place = (row[x].number()?, row[y].number()?);
+        Some(Point { layer, at, group, class_name, place })
     };
     Ok(table.rows.iter().filter_map(point).collect())
 }
@@ -212,7 +259,7 @@ fn panel(heading: String, points: &[&Point], groups: &Groups) -> Panel {
     // Many points need small dots.
     let radius = (30.0 / (points.len() as f64).sqrt()).clamp(0.55, 1.6);
     let marks = groups.0.iter().map(|(group, (colour, _))| Mark::Cloud {
-        points: points.iter().filter(|p| p.group == *group).map(|p| p.at).collect(),
+        points: points.iter().filter(|p| p.group == *group).map(|p| p.place).collect(),
         fill: *colour,
         radius,
     });
@@ -278,6 +325,26 @@ mod tests {
     fn layers_by_epochs_with_many_classes() {
         let table = points(&["layer3", "layer4"], &[1, 60], 43, 8);
         figure::golden::check("embedding_layers", &draw(json!({}), table).unwrap());
+    }
+
+    #[test]
+    fn models_side_by_side() {
+        let mut table = points(&["avgpool"], &[60, 5], 10, 20);
+        table.columns[0] = Column::new("model", "");
+        for row in &mut table.rows {
+            row[0] = if row[0] == Cell::Int(60) { "model" } else { "fast_fip" }.into();
+        }
+        let figure =
+            draw(json!({ "title": "Before and after", "models": ["model", "fast_fip"] }), table.clone()).unwrap();
+        assert!(figure.svg.contains(">fast fip<") && figure.svg.contains(">model<"));
+        figure::golden::check("embedding_models", &figure);
+        for (params, expected) in [
+            (json!({ "models": ["fip"] }), "`models` names fip, the table has model, fast_fip"),
+            (json!({ "epochs": [5] }), "`epochs` names 5, the table has model, fast_fip"),
+        ] {
+            let error = draw(params, table.clone()).map(|_| ()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
 
     #[test]
