@@ -14,11 +14,14 @@ use crate::stage::Entry;
 /// Every stage, one line each, in alphabetical order.
 pub const STAGES: &[Entry] = &[
     Entry::of::<data::cifar10::Cifar10>(),
+    Entry::of::<data::cifar100::Cifar100>(),
     Entry::of::<data::clean_split::Split>(),
     Entry::of::<data::fashion_mnist::FashionMnist>(),
     Entry::of::<data::folder::Folder>(),
+    Entry::of::<data::gtsrb::Gtsrb>(),
     Entry::of::<data::mnist::Mnist>(),
     Entry::of::<data::svhn::Svhn>(),
+    Entry::of::<data::tiny_imagenet::TinyImagenet>(),
     Entry::of::<evaluate::activation_clustering::ActivationClustering>(),
     Entry::of::<evaluate::backdoor::Backdoor>(),
     Entry::of::<evaluate::dynamics::Dynamics>(),

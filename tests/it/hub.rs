@@ -435,7 +435,7 @@ fn grey_images_of_another_column_become_rgb() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("train.parquet");
     std::fs::write(&path, parquet_of(&images, "image", grey_png)).expect("written");
-    let layout = Layout { size: (28, 28), image: "image", n: 3 };
+    let layout = Layout { size: (28, 28), image: "image", label: "label", n: 3 };
     assert_eq!(read(&path, layout), Ok(images));
     let other = read(&path, Layout { image: "img", ..layout }).expect_err("another column");
     assert_eq!(other, "a row has no `img.bytes` or no `label`");
@@ -458,27 +458,34 @@ fn run_offline(stage: &str, home: &Path) -> Ran {
 /// damaged.
 #[test]
 fn published_datasets_offline() {
-    let check = |stage: &str, repository: &str, revision: &str, folder: &str| {
+    let check = |stage: &str, repository: &str, revision: &str, file: &str| {
         let home = tempfile::tempdir().expect("a folder");
         let ran = run_offline(stage, home.path());
         assert_eq!(ran.code, 1, "{}", ran.err);
         for part in ["HF_HUB_OFFLINE is set", "there are two ways to the images", "HF_ENDPOINT names a mirror"] {
             assert!(ran.err.contains(part), "{part} in: {}", ran.err);
         }
-        let cached = home.path().join(format!("hub/datasets--{repository}/snapshots/{revision}/{folder}"));
-        std::fs::create_dir_all(&cached).expect("a folder");
+        let file = home.path().join(format!("hub/datasets--{repository}/snapshots/{revision}/{file}"));
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("created");
         let images = Images { size: (32, 32), pixels: vec![0; 3072], labels: vec![1] };
-        let file = cached.join("train-00000-of-00001.parquet");
         std::fs::write(&file, parquet_of(&images, "image", png)).expect("written");
         let ran = run_offline(stage, home.path());
         assert!(ran.err.contains("is damaged: expected ") && ran.err.contains("images, found 1"), "{}", ran.err);
     };
-    check("data/mnist", "ylecun--mnist", "77f3279092a1c1579b2250db8eafed0ad422088c", "mnist");
+    let train = |folder: &str| format!("{folder}/train-00000-of-00001.parquet");
+    check("data/mnist", "ylecun--mnist", "77f3279092a1c1579b2250db8eafed0ad422088c", &train("mnist"));
     check(
         "data/fashion_mnist",
         "zalando-datasets--fashion_mnist",
         "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2",
-        "fashion_mnist",
+        &train("fashion_mnist"),
     );
-    check("data/svhn", "ufldl-stanford--svhn", "f9e1717d73324ebbc1ece84267ccd80d0aca0690", "cropped_digits");
+    check("data/svhn", "ufldl-stanford--svhn", "f9e1717d73324ebbc1ece84267ccd80d0aca0690", &train("cropped_digits"));
+    check("data/cifar100", "uoft-cs--cifar100", "aadb3af77e9048adbea6b47c21a81e47dd092ae5", &train("cifar100"));
+    check(
+        "data/tiny_imagenet",
+        "zh-plus--tiny-imagenet",
+        "b427d143d5e9bf39d5132c552063f3c5ba3facd6",
+        "data/train-00000-of-00001-1359597a978bc4fa.parquet",
+    );
 }

@@ -14,6 +14,7 @@ pub mod hub;
 pub mod official;
 pub mod pin;
 
+pub use super::cifar::SIZE;
 use super::images::Images;
 use crate::artifact::Dataset;
 use crate::artifact::dataset::About;
@@ -23,9 +24,6 @@ use crate::stage::{Context, Problem, Resources, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-
-/// Rows and columns of an image.
-pub const SIZE: (usize, usize) = (32, 32);
 
 /// Class names in label order, as in the official `batches.meta`.
 pub const CLASSES: [&str; 10] =

@@ -6,7 +6,7 @@
 //! Only the packed official files can be checked to be the official ones, by their digests.
 
 use super::idx;
-use super::published::{Cut, Hub, Published};
+use super::published::{Choice, Cut, Hub, Published};
 use crate::artifact::Dataset;
 use crate::error::Result;
 use crate::param::Count;
@@ -31,6 +31,7 @@ const FASHION_MNIST: Published = Published {
         "Ankle boot",
     ],
     size: (28, 28),
+    choice: Choice::First,
     counts: [&[6000; 10], &[1000; 10]],
     digests: None,
     files: &[
@@ -39,12 +40,13 @@ const FASHION_MNIST: Published = Published {
         ("t10k-images-idx3-ubyte.gz", "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
         ("t10k-labels-idx1-ubyte.gz", "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
     ],
-    hub: Hub {
+    hub: Some(Hub {
         repository: "zalando-datasets/fashion_mnist",
         revision: "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2",
         files: ["fashion_mnist/train-00000-of-00001.parquet", "fashion_mnist/test-00000-of-00001.parquet"],
         image: "image",
-    },
+        label: "label",
+    }),
     ways: "there are two ways to the images: `path` names the folder of the four official files \
            (`train-images-idx3-ubyte.gz` and so on, packed or unpacked); without it, they come from the Hugging Face Hub, \
            which needs a network (HF_ENDPOINT names a mirror, HF_HOME the folder to keep them in)",

@@ -3,14 +3,12 @@
 //! The layout of torchvision's `ImageFolder`: classes are the names of the folders, sorted; files are taken in the
 //! order of their names (both by bytes, so that every machine agrees). Folders within a class are not searched.
 
-use super::images::{Decoded, Images, decode, rgb};
+use super::files::{Fit, Item, Reader};
 use crate::artifact::Dataset;
 use crate::artifact::dataset::About;
 use crate::error::{Error, IoExt, Result};
 use crate::param::{Count, Fraction};
 use crate::stage::{Context, Problem, Resources, Stage};
-use image::imageops::FilterType;
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -87,8 +85,8 @@ impl Stage for Folder {
     fn run(cx: &Context, params: Params, (): ()) -> Result<Dataset> {
         let path = Path::new(&params.path);
         let (classes, train, test) = listing(cx, path, params.test_share)?;
-        let total = (train.len() + test.len()) as u64;
-        let mut reader = Reader { cx, size: params.size.map(|size| size.map(Count::get)), first: None, done: 0, total };
+        let fit = params.size.map_or(Fit::Same, |[height, width]| Fit::Resized(height.get(), width.get()));
+        let mut reader = Reader::new(cx, fit, train.len() + test.len());
         let train = reader.read(&train)?;
         let test = reader.read(&test)?;
         let (mean, std) = train.statistics();
@@ -100,9 +98,6 @@ impl Stage for Folder {
 
 /// Beyond this, one image has 200 MB.
 const LARGEST_SIDE: usize = 8192;
-
-/// An image file and its class.
-type Item = (PathBuf, i64);
 
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "ppm", "pgm", "pbm", "pnm"];
 
@@ -202,7 +197,7 @@ fn files(cx: &Context, folder: &Path, classes: &[String]) -> Result<Vec<Vec<Item
             let path = folder.join(&name);
             let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
             if EXTENSIONS.contains(&extension.as_str()) {
-                of_class.push((path, label as i64));
+                of_class.push(Item { path, label: label as i64, region: None });
             } else {
                 left_out.push(path);
             }
@@ -217,67 +212,6 @@ fn files(cx: &Context, folder: &Path, classes: &[String]) -> Result<Vec<Vec<Item
         ));
     }
     Ok(files)
-}
-
-/// Images that are decoded together; between chunks the stage reports and listens.
-const CHUNK: usize = 512;
-
-struct Reader<'a> {
-    cx: &'a Context,
-    /// The size to resize to.
-    size: Option<[usize; 2]>,
-    /// The first image's file and size, which all others must have.
-    first: Option<(PathBuf, (usize, usize))>,
-    done: u64,
-    total: u64,
-}
-
-impl Reader<'_> {
-    /// Decodes the files in parallel and keeps their order.
-    fn read(&mut self, items: &[Item]) -> Result<Images> {
-        let mut images = Images::with_capacity(self.first.as_ref().map_or((0, 0), |(_, size)| *size), items.len());
-        for chunk in items.chunks(CHUNK) {
-            self.cx.check_stop()?;
-            let decoded: Vec<Result<Decoded>> = chunk.par_iter().map(|(path, _)| one(path, self.size)).collect();
-            for ((path, label), image) in chunk.iter().zip(decoded) {
-                let image = image?;
-                let (first, size) = self.first.get_or_insert_with(|| (path.clone(), image.size));
-                if image.size != *size {
-                    return Err(Error::user(format!(
-                        "images of different sizes: `{}` has {}x{} pixels, `{}` has {}x{} (rows x columns)",
-                        first.display(),
-                        size.0,
-                        size.1,
-                        path.display(),
-                        image.size.0,
-                        image.size.1
-                    ))
-                    .hint("set `size`, such as `size = [32, 32]`, to resize them all"));
-                }
-                images.size = *size;
-                images.pixels.extend_from_slice(&image.pixels);
-                images.labels.push(*label);
-            }
-            self.done += chunk.len() as u64;
-            self.cx.progress(self.done, self.total, "images", "");
-        }
-        Ok(images)
-    }
-}
-
-fn one(path: &Path, size: Option<[usize; 2]>) -> Result<Decoded> {
-    let bytes = std::fs::read(path).at("read", path)?;
-    let unreadable = |reason: String| Error::user(format!("`{}` is no readable image: {reason}", path.display()));
-    let image = decode(&bytes).map_err(unreadable)?;
-    match size {
-        Some([height, width]) if image.size != (height, width) => {
-            let (rows, columns) = (image.size.0 as u32, image.size.1 as u32);
-            let whole = image::RgbImage::from_raw(columns, rows, image.pixels)
-                .ok_or_else(|| unreadable("the pixels do not fill the image".into()))?;
-            Ok(rgb(image::imageops::resize(&whole, width as u32, height as u32, FilterType::Triangle)))
-        }
-        _ => Ok(image),
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use crate::artifact::Split;
 use crate::error::{Error, Result};
 use crate::store::digest::Digest;
+use image::imageops::FilterType;
 
 /// Labelled images of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,28 +102,41 @@ impl Images {
     /// # Errors
     /// A class with fewer images, or a label that is no class.
     pub fn first_per_class(&self, n: usize, classes: &[&str]) -> Result<Images> {
-        let mut counts = vec![0usize; classes.len()];
+        self.some_per_class(n, classes, |position, _| position < n)
+    }
+
+    /// `n` images of each class, evenly spaced among those of the class, in the order in which they stand.
+    ///
+    /// # Errors
+    /// As for [`first_per_class`](Self::first_per_class).
+    pub fn spaced_per_class(&self, n: usize, classes: &[&str]) -> Result<Images> {
+        // Of any `count` positions after another this holds for `n`, one in every `count / n` or so, the first among them.
+        self.some_per_class(n, classes, |position, count| position * n % count < n)
+    }
+
+    /// The images of each class whose position among the images of the class, and their number, satisfy `is_kept`, of
+    /// which there are `n`.
+    fn some_per_class(&self, n: usize, classes: &[&str], is_kept: impl Fn(usize, usize) -> bool) -> Result<Images> {
+        let counts = self.counts(classes.len());
+        if let Some((count, class)) = counts.iter().zip(classes).find(|(count, _)| **count < n) {
+            return Err(Error::user(format!("expected at least {n} images of class `{class}`, found {count}")));
+        }
+        let mut positions = vec![0usize; classes.len()];
         let mut rows = Vec::with_capacity(n * classes.len());
         for (row, &label) in self.labels.iter().enumerate() {
-            let count = usize::try_from(label).ok().and_then(|label| counts.get_mut(label));
-            let Some(count) = count else {
+            let class = usize::try_from(label).ok().filter(|&class| class < classes.len());
+            let Some(class) = class else {
                 return Err(Error::stage(format!(
                     "image {row} has label {label}, expected 0 to {}",
                     classes.len() - 1
                 )));
             };
-            if *count < n {
+            if is_kept(positions[class], counts[class]) {
                 rows.push(row);
             }
-            *count += 1;
+            positions[class] += 1;
         }
-        match counts.iter().zip(classes).find(|(count, _)| **count < n) {
-            Some((count, class)) => {
-                Err(Error::user(format!("expected at least {n} images of class `{class}`, found {count}")))
-            }
-            None if rows.len() == self.len() => Ok(self.clone()),
-            None => Ok(self.select(&rows)),
-        }
+        if rows.len() == self.len() { Ok(self.clone()) } else { Ok(self.select(&rows)) }
     }
 
     /// BLAKE3 over size, labels and pixels: the same images in the same order have the same digest, whatever they
@@ -192,6 +206,53 @@ pub struct Decoded {
     pub pixels: Vec<u8>,
 }
 
+impl Decoded {
+    /// The image resized to `size`, rows and columns; the aspect ratio is not kept. Linear filter, widened when shrinking
+    /// so that nothing aliases: what PIL and torchvision call bilinear, to within one level.
+    ///
+    /// # Errors
+    /// Pixels that do not fill the image.
+    pub fn resized(self, size: (usize, usize)) -> Result<Decoded, String> {
+        if self.size == size {
+            return Ok(self);
+        }
+        Ok(rgb(image::imageops::resize(&self.buffer()?, size.1 as u32, size.0 as u32, FilterType::Triangle)))
+    }
+
+    /// The part of the image from `top` and `left` up to, but not with, `bottom` and `right`.
+    ///
+    /// # Errors
+    /// An empty part, or one that reaches beyond the image.
+    pub fn cropped(self, Region { left, top, right, bottom }: Region) -> Result<Decoded, String> {
+        let (rows, columns) = self.size;
+        if left >= right || top >= bottom || right > columns || bottom > rows {
+            return Err(format!(
+                "rows {top} to {bottom} and columns {left} to {right} are no part of {rows}x{columns} pixels"
+            ));
+        }
+        let [x, y, width, height] = [left, top, right - left, bottom - top].map(|side| side as u32);
+        Ok(rgb(image::imageops::crop_imm(&self.buffer()?, x, y, width, height).to_image()))
+    }
+
+    fn buffer(self) -> Result<image::RgbImage, String> {
+        image::RgbImage::from_raw(self.size.1 as u32, self.size.0 as u32, self.pixels)
+            .ok_or_else(|| "the pixels do not fill the image".into())
+    }
+}
+
+/// A part of an image, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The first column.
+    pub left: usize,
+    /// The first row.
+    pub top: usize,
+    /// The first column behind it.
+    pub right: usize,
+    /// The first row below it.
+    pub bottom: usize,
+}
+
 /// Decodes a PNG, JPEG, WebP or PNM file, told apart by its first bytes.
 ///
 /// Grey becomes three equal channels, 16 bits become 8, and the alpha channel is dropped (not blended), all as
@@ -226,6 +287,17 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_an_image() {
+        let image = || Decoded { size: (2, 3), pixels: (0..18).collect() };
+        let part = |left, top, right, bottom| image().cropped(Region { left, top, right, bottom });
+        assert_eq!(part(0, 0, 3, 2), Ok(image()));
+        assert_eq!(part(1, 1, 3, 2), Ok(Decoded { size: (1, 2), pixels: (12..18).collect() }));
+        for (left, top, right, bottom) in [(1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 4, 2), (0, 0, 3, 3), (2, 0, 1, 2)] {
+            assert!(part(left, top, right, bottom).is_err_and(|reason| reason.ends_with("are no part of 2x3 pixels")));
+        }
+    }
+
+    #[test]
     fn padding_puts_black_around() {
         let one = Images { size: (1, 2), pixels: vec![1, 2, 3, 4, 5, 6], labels: vec![0] };
         let [k, a, b] = [[0, 0, 0], [1, 2, 3], [4, 5, 6]];
@@ -244,6 +316,24 @@ mod tests {
         let error = all.first_per_class(4, &["a", "b"]).expect_err("too many").to_string();
         assert_eq!(error, "expected at least 4 images of class `a`, found 3");
         assert!(all.first_per_class(1, &["a"]).is_err());
+    }
+
+    #[test]
+    fn spaced_images_of_each_class() {
+        for (count, n, expected) in [
+            (7, 7, &[0, 1, 2, 3, 4, 5, 6][..]),
+            (7, 1, &[0]),
+            (7, 3, &[0, 3, 5]),
+            (6, 3, &[0, 2, 4]),
+            (8, 6, &[0, 2, 3, 4, 6, 7]),
+        ] {
+            // Two classes by turns; the second starts one row later.
+            let all = images(&[0, 1].repeat(count));
+            let kept = all.spaced_per_class(n, &["a", "b"]).expect("enough");
+            let rows: Vec<usize> = expected.iter().flat_map(|position| [2 * position, 2 * position + 1]).collect();
+            assert_eq!(kept, all.select(&rows), "{n} of {count}");
+        }
+        assert!(images(&[0, 1, 1]).spaced_per_class(2, &["a", "b"]).is_err());
     }
 
     #[test]

@@ -3,10 +3,14 @@
 //! A reader turns what lies on the disk (or in the binary) into [`images::Images`]; the stage cuts, describes and
 //! hands over. A new dataset is a stage file, its readers beside it, and one registry line.
 
+pub mod cifar;
 pub mod cifar10;
+pub mod cifar100;
 pub mod clean_split;
 pub mod fashion_mnist;
+pub mod files;
 pub mod folder;
+pub mod gtsrb;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod idx;
@@ -17,3 +21,4 @@ pub mod mnist;
 pub mod parquet;
 pub mod published;
 pub mod svhn;
+pub mod tiny_imagenet;

@@ -1,4 +1,4 @@
-//! Images and labels in the Parquet files of the Hugging Face Hub: a column {`bytes`, `path`} and a column `label`.
+//! Images and labels in the Parquet files of the Hugging Face Hub: a column {`bytes`, `path`} and a column of labels.
 
 use super::images::{Images, decode};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -18,6 +18,8 @@ pub struct Layout {
     pub size: (usize, usize),
     /// The column of the images.
     pub image: &'static str,
+    /// The column of the labels.
+    pub label: &'static str,
     /// The number of images.
     pub n: usize,
 }
@@ -42,7 +44,7 @@ fn images(path: &Path, layout: Layout) -> Result<Images, String> {
     let mut images = Images::with_capacity(layout.size, layout.n);
     let mut rows = reader.get_row_iter(None).map_err(text)?;
     loop {
-        let fields = |row| fields(row, layout.image);
+        let fields = |row| fields(row, layout);
         let chunk =
             rows.by_ref().take(CHUNK).map(|row| fields(row.map_err(text)?)).collect::<Result<Vec<_>, String>>()?;
         if chunk.is_empty() {
@@ -59,12 +61,12 @@ fn images(path: &Path, layout: Layout) -> Result<Images, String> {
 }
 
 /// The encoded image and the label of a row.
-fn fields(row: Row, column: &str) -> Result<(Vec<u8>, i64), String> {
+fn fields(row: Row, layout: Layout) -> Result<(Vec<u8>, i64), String> {
     let (mut image, mut label) = (None, None);
     for (name, field) in row.into_columns() {
         match (name.as_str(), field) {
-            ("label", Field::Long(value)) => label = Some(value),
-            (name, Field::Group(group)) if name == column => {
+            (name, Field::Long(value)) if name == layout.label => label = Some(value),
+            (name, Field::Group(group)) if name == layout.image => {
                 image = group.into_columns().into_iter().find_map(|(name, field)| match field {
                     Field::Bytes(bytes) if name == "bytes" => Some(bytes.data().to_vec()),
                     _ => None,
@@ -73,7 +75,7 @@ fn fields(row: Row, column: &str) -> Result<(Vec<u8>, i64), String> {
             _ => {}
         }
     }
-    image.zip(label).ok_or_else(|| format!("a row has no `{column}.bytes` or no `label`"))
+    image.zip(label).ok_or_else(|| format!("a row has no `{}.bytes` or no `{}`", layout.image, layout.label))
 }
 
 fn pixels(image: &[u8], size: (usize, usize)) -> Result<Vec<u8>, String> {

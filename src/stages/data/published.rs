@@ -25,22 +25,33 @@ pub struct Published {
     pub classes: &'static [&'static str],
     /// Rows and columns of an image.
     pub size: (usize, usize),
+    /// Which images a cut keeps.
+    pub choice: Choice,
     /// Training and test images of each class.
     pub counts: [&'static [usize]; 2],
     /// Digests ([`Images::digest`]) of the official training and test images, if they are known.
     pub digests: Option<[&'static str; 2]>,
     /// SHA-256 of the official files, by name.
     pub files: &'static [(&'static str, &'static str)],
-    /// Its place on the Hub.
-    pub hub: Hub,
+    /// Its place on the Hub, if it has one that is known to be good.
+    pub hub: Option<Hub>,
     /// What a user can do who has no images yet.
     pub ways: &'static str,
     /// Where the images come from and how to cite them.
     pub source: &'static str,
 }
 
+/// Which images of a class are kept, when not all are.
+#[derive(Clone, Copy, Debug)]
+pub enum Choice {
+    /// The first.
+    First,
+    /// Some that are evenly spaced, because those that stand together are alike.
+    Spaced,
+}
+
 /// A place on the Hub: Parquet files, which hold encoded images in the official order.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Hub {
     /// `owner/name`.
     pub repository: &'static str,
@@ -50,6 +61,8 @@ pub struct Hub {
     pub files: [&'static str; 2],
     /// The column of the images.
     pub image: &'static str,
+    /// The column of the labels.
+    pub label: &'static str,
 }
 
 /// How many images of each class to keep.
@@ -84,8 +97,9 @@ impl Published {
     pub fn compare(&self, train: &Images, test: &Images) -> Result<(), String> {
         for (part, images, counts) in [("training", train, self.counts[0]), ("test", test, self.counts[1])] {
             let found = images.counts(self.classes.len());
-            if found != counts {
-                return Err(format!("expected {counts:?} {part} images of each class, found {found:?}"));
+            if let Some(class) = counts.iter().zip(&found).position(|(expected, found)| expected != found) {
+                let (expected, found, class) = (counts[class], found[class], self.classes[class]);
+                return Err(format!("expected {expected} {part} images of class `{class}`, found {found}"));
             }
         }
         let Some(digests) = self.digests else { return Ok(()) };
@@ -133,16 +147,31 @@ impl Published {
     /// Fewer images of a class than to be kept.
     pub fn dataset(&self, cx: &Context, (train, test): (Images, Images), cut: Cut, pad: usize) -> Result<Dataset> {
         let padded = |images: Images| if pad > 0 { images.padded(pad) } else { images };
-        let kept = |images: Images, n: Option<Count>| match n {
-            Some(n) => images.first_per_class(n.get(), self.classes),
-            None => Ok(images),
+        self.dataset_of(cx, self.classes, (padded(train), padded(test)), cut)
+    }
+
+    /// The dataset of these images of `classes`, which need not be the published ones. Mean and standard deviation are
+    /// those of all training images.
+    ///
+    /// # Errors
+    /// Fewer images of a class than to be kept.
+    pub fn dataset_of(
+        &self,
+        cx: &Context,
+        classes: &[&str],
+        (train, test): (Images, Images),
+        cut: Cut,
+    ) -> Result<Dataset> {
+        let kept = |images: Images, n: Option<Count>| match (n, self.choice) {
+            (Some(n), Choice::First) => images.first_per_class(n.get(), classes),
+            (Some(n), Choice::Spaced) => images.spaced_per_class(n.get(), classes),
+            (None, _) => Ok(images),
         };
-        let whole = padded(train);
-        let (mean, std) = whole.statistics();
-        let (train, test) = (kept(whole, cut.train)?, kept(padded(test), cut.test)?);
+        let (mean, std) = train.statistics();
+        let (train, test) = (kept(train, cut.train)?, kept(test, cut.test)?);
         let about = About {
             name: self.name.into(),
-            classes: self.classes.iter().map(|class| class.to_string()).collect(),
+            classes: classes.iter().map(|class| class.to_string()).collect(),
             mean,
             std,
             attack: None,
@@ -162,16 +191,19 @@ impl Published {
         use super::hub::{Config, RemoteFile, fetch};
         use super::parquet::{Layout, read};
         use crate::error::ResultExt;
+        let Some(hub) = self.hub else {
+            return Err(Error::user(format!("{} is not read from the Hugging Face Hub", self.title)).hint(self.ways));
+        };
         let config = Config::from_environment();
         let mut paths = Vec::new();
         let mut splits = Vec::new();
-        for (name, counts) in self.hub.files.into_iter().zip(self.counts) {
-            let file = RemoteFile { repository: self.hub.repository, revision: self.hub.revision, name };
+        for (name, counts) in hub.files.into_iter().zip(self.counts) {
+            let file = RemoteFile { repository: hub.repository, revision: hub.revision, name };
             let path = fetch(cx, &config, file).hint(self.ways)?;
             // The cache links to a blob. It is the blob that must go: the client would link to it again.
             let path = path.canonicalize().unwrap_or(path);
             cx.check_stop()?;
-            let layout = Layout { size: self.size, image: self.hub.image, n: counts.iter().sum() };
+            let layout = Layout { size: self.size, image: hub.image, label: hub.label, n: counts.iter().sum() };
             splits.push(read(&path, layout).map_err(|reason| self.damaged(&path, &reason))?);
             paths.push(path);
         }

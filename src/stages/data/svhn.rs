@@ -8,7 +8,7 @@
 
 use super::images::Images;
 use super::mat::{self, Array};
-use super::published::{Cut, Hub, Published};
+use super::published::{Choice, Cut, Hub, Published};
 use crate::artifact::Dataset;
 use crate::error::{Error, IoExt, Result};
 use crate::param::Count;
@@ -22,6 +22,7 @@ const SVHN: Published = Published {
     title: "SVHN",
     classes: &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
     size: (SIDE, SIDE),
+    choice: Choice::First,
     counts: [
         &[4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659],
         &[1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595],
@@ -31,12 +32,13 @@ const SVHN: Published = Published {
         ("train_32x32.mat", "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
         ("test_32x32.mat", "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"),
     ],
-    hub: Hub {
+    hub: Some(Hub {
         repository: "ufldl-stanford/svhn",
         revision: "f9e1717d73324ebbc1ece84267ccd80d0aca0690",
         files: ["cropped_digits/train-00000-of-00001.parquet", "cropped_digits/test-00000-of-00001.parquet"],
         image: "image",
-    },
+        label: "label",
+    }),
     ways: "there are two ways to the images: `path` names the folder of the official `train_32x32.mat` and \
            `test_32x32.mat`, from http://ufldl.stanford.edu/housenumbers; without it, they come from the Hugging Face Hub, \
            which needs a network (HF_ENDPOINT names a mirror, HF_HOME the folder to keep them in)",

@@ -58,5 +58,5 @@ fn split(cx: &Context, config: &Config, name: &'static str, pin: &Pin, part: Par
 /// # Errors
 /// Whatever is wrong with the file, as a lower-case fragment.
 pub fn read(path: &Path, n: usize) -> Result<Images, String> {
-    parquet::read(path, Layout { size: SIZE, image: "img", n })
+    parquet::read(path, Layout { size: SIZE, image: "img", label: "label", n })
 }
