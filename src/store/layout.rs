@@ -142,7 +142,7 @@ pub fn refuse_foreign(root: &Path) -> Result<()> {
     if names.iter().any(|name| name == "cache.toml" || name == "CACHEDIR.TAG") {
         return Ok(());
     }
-    let ours = ["README.md", "lost+found", "gc.lock"];
+    let ours = ["README.md", "lost+found", "gc.lock", "sources.json"];
     let foreign =
         |name: &&String| !name.starts_with('.') && !ours.contains(&name.as_str()) && !FOLDERS.contains(&name.as_str());
     match names.iter().find(foreign) {

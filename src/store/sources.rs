@@ -126,7 +126,10 @@ impl Sources {
             };
             sources.remove(&oldest);
         }
-        // A cache that cannot be written remembers nothing; two writers at once lose one memory.
+        // A plan makes no cache. One that cannot be written remembers nothing; two writers at once lose one memory.
+        if !self.path.parent().is_some_and(Path::is_dir) {
+            return;
+        }
         if let Ok(bytes) = serde_json::to_vec(remembered) {
             let _ = disk::replace(&self.tmp, &self.path, &bytes, Durability::Lazy);
         }

@@ -112,6 +112,19 @@ fn plan_and_run_agree() {
     assert_eq!(states().iter().filter(|s| *s == "changed").count(), 1);
 }
 
+/// What a plan has hashed is not worth a folder, nor a folder that a run then takes for somebody else's.
+#[test]
+fn a_plan_makes_no_cache() {
+    let project = Project::new();
+    let images = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/folder");
+    project.write("p.toml", &format!("name = 'p'\n[stages.clean]\nstage = 'data/folder'\npath = '{images}'\nsize = [4, 4]\n"));
+    project.ok(&["plan", "p.toml"]);
+    assert!(!project.cache().exists());
+    std::fs::create_dir(project.cache()).unwrap();
+    project.ok(&["plan", "p.toml"]);
+    project.ok(&["run", "p.toml"]);
+}
+
 #[test]
 fn explain_names_the_cause() {
     let project = Project::new();
