@@ -171,6 +171,23 @@ fn a_backdoor_is_learnt_with_the_same_bytes_on_any_number_of_threads() {
     assert!(table.notes.iter().any(|note| note.contains("count 60 of 80 triggered test images")), "{:?}", table.notes);
 }
 
+/// Interrupted after so many reports of progress, and again, a training ends with the same bytes.
+fn check_resumes_training(train: impl Fn(&Context) -> Result<classifier::Outputs, Error>) {
+    let whole = digests(&train(&context()).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint");
+    let stopping = |events: usize| stopping(Classifier::NAME, &path, events);
+    for events in [1, 2, 1] {
+        let error = train(&stopping(events)).map(|_| ()).unwrap_err();
+        assert_eq!(error.class(), Class::Interrupted);
+    }
+    assert_eq!(digests(&train(&stopping(usize::MAX)).unwrap()), whole);
+
+    // A checkpoint of another layout costs time, nothing else.
+    Checkpoint::at(&path).save(b"something else").unwrap();
+    assert_eq!(digests(&train(&stopping(usize::MAX)).unwrap()), whole);
+}
+
 #[test]
 fn an_interrupted_training_ends_with_the_same_bytes() {
     let recipe = with(
@@ -180,18 +197,42 @@ fn an_interrupted_training_ends_with_the_same_bytes() {
             "noise": { "sigma_xt": 0.1, "sigma_ty": 0.1, "at_evaluation": true },
         }),
     );
-    let whole = digests(&train(&context(), &recipe).unwrap());
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("checkpoint");
-    for events in [1, 2, 1] {
-        let error = train(&stopping(Classifier::NAME, &path, events), &recipe).map(|_| ()).unwrap_err();
-        assert_eq!(error.class(), Class::Interrupted);
-    }
-    assert_eq!(digests(&train(&stopping(Classifier::NAME, &path, usize::MAX), &recipe).unwrap()), whole);
+    check_resumes_training(|cx| train(cx, &recipe));
+}
 
-    // A checkpoint of another layout costs time, nothing else.
-    Checkpoint::at(&path).save(b"something else").unwrap();
-    assert_eq!(digests(&train(&stopping(Classifier::NAME, &path, usize::MAX), &recipe).unwrap()), whole);
+/// An attacker who trains a smooth model: resumed like any training, the same on any number of threads, and said in the
+/// history and wherever the model is scored.
+#[test]
+fn an_adaptive_attacker_smooths_the_model() {
+    let smooth = json!({ "reg_f": 0.01, "every": 2, "fisher_batch": 16, "rho": 0.5, "clip": 1.0 });
+    let recipe = with(recipe(), json!({ "adaptive": smooth }));
+    check_resumes_training(|cx| train(cx, &recipe));
+    let outputs = on_threads(2, || train(&context(), &recipe).unwrap());
+    assert_eq!(digests(&outputs), digests(&on_threads(1, || train(&context(), &recipe).unwrap())));
+    let history = &outputs.history;
+    let last = |column: &str| history.rows[5][history.column(column).unwrap()].number().unwrap();
+    assert!(last("clean_accuracy") > 95.0 && last("attack_success") > 95.0, "{}", history.to_csv());
+    assert!(last("fisher_trace") > 0.0);
+
+    let named =
+        |name: &str, value: &Model| Named { name: name.into(), point: Default::default(), value: value.clone() };
+    let honest = train(&context(), &with(recipe.clone(), json!({ "adaptive": {} }))).unwrap();
+    assert_eq!(digests(&honest), digests(&train(&context(), &self::recipe()).unwrap()));
+    let models = vec![named("honest", &honest.model), named("smooth", &outputs.model)];
+    let inputs = backdoor::Inputs { models, dataset: dataset() };
+    let notes = Backdoor::run(&context(), backdoor::Params::default(), inputs).unwrap().notes;
+    let told: Vec<&String> = notes.iter().filter(|note| note.contains("attacker")).collect();
+    assert_eq!(told, ["smooth: adaptive attacker: reg_f 0.01 every 2 steps, rho 0.5, gradients up to 1"]);
+}
+
+/// A key names what was asked for: parameters of an attacker who is not there are not part of it.
+#[test]
+fn an_honest_training_keeps_its_key() {
+    let complete =
+        |changes: Value| serde_json::to_value(serde_json::from_value::<classifier::Params>(changes).unwrap());
+    let honest = complete(json!({})).unwrap();
+    assert!(honest.get("adaptive").is_none() && honest.get("observe").is_some());
+    assert!(complete(json!({ "adaptive": { "rho": 2.0 } })).unwrap().get("adaptive").is_some());
 }
 
 #[test]
@@ -389,6 +430,8 @@ fn impossible_combinations_are_refused_before_anything_runs() {
     check(json!({ "model": "resnet8", "observe": { "epochs": [1], "layers": ["layer4"] } }), "observe.layers");
     check(json!({ "schedule": { "kind": "multi-step" } }), "schedule.milestones");
     check(json!({ "momentum": 1.0 }), "momentum");
+    check(json!({ "precision": "bf16", "adaptive": { "reg_f": 0.01 } }), "precision");
+    check(json!({ "precision": "tf32", "adaptive": { "rho": 2.0 } }), "precision");
     assert!(Classifier::check(&classifier::Params::default()).is_empty());
     assert_eq!(Classifier::absent(&classifier::Params::default())[0].0, "trace");
 }
