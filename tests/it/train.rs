@@ -1,12 +1,13 @@
 //! Training, fine-tuning and scoring on a toy that takes seconds: coloured squares, some with a white patch.
 
 use runner::artifact::dataset::{About, Attack, LabelRule, Role};
-use runner::artifact::{CleanSplit, Model, Packed, Split, Table};
+use runner::artifact::{CleanSplit, Dataset, Model, Packed, Split, Table, Trigger};
 use runner::error::{Class, Error};
 use runner::events::Event;
 use runner::rng::{Stream, Streams};
 use runner::stage::{Context, Named, Outputs, Stage};
 use runner::stages::evaluate::backdoor::{self, Backdoor};
+use runner::stages::poison::{bpp, wanet};
 use runner::stages::purify::fine_tune::{self, FineTune};
 use runner::stages::purify::{anp, awm, fast_fip, fine_pruning, fip, ft_sam, nad, nft, repair, rnp};
 use runner::stages::train::classifier::{self, Classifier};
@@ -101,7 +102,7 @@ fn with(mut recipe: Value, changes: Value) -> Value {
 
 fn train(cx: &Context, recipe: &Value) -> Result<classifier::Outputs, Error> {
     let params = serde_json::from_value(recipe.clone()).unwrap();
-    Classifier::run(cx, params, classifier::Inputs { dataset: dataset() })
+    Classifier::run(cx, params, classifier::Inputs { dataset: dataset(), trigger: None })
 }
 
 /// Digests of all outputs, by port.
@@ -225,6 +226,64 @@ fn an_adaptive_attacker_smooths_the_model() {
     assert_eq!(told, ["smooth: adaptive attacker: reg_f 0.01 every 2 steps, rho 0.5, gradients up to 1"]);
 }
 
+/// Squares in two values a channel, or warped, and what the attack hands to a training.
+fn drawn_anew<S: Stage>(
+    params: Value,
+    inputs: S::Inputs,
+    take: impl Fn(S::Outputs) -> (Dataset, Trigger),
+) -> (Packed, Trigger) {
+    let params = serde_json::from_value(params).unwrap();
+    let (Dataset { about, train, test, triggered }, trigger) =
+        take(S::run(&Context::for_test(3, S::NAME), params, inputs).unwrap());
+    (Packed { about, train, test, triggered }, trigger)
+}
+
+fn clean() -> Dataset {
+    let streams = Streams::new(0, "test/squares");
+    let (train, test) = (squares(200, &streams.stream("train")), squares(80, &streams.stream("test")));
+    Dataset { about: About { attack: None, ..about() }, train, test, triggered: None }
+}
+
+/// An attacker who controls the training and poisons every batch anew: resumed like any training, and the same on any
+/// number of threads.
+fn check_batches((dataset, trigger): (Packed, Trigger)) -> classifier::Outputs {
+    let recipe = with(recipe(), json!({ "batch_size": 20, "epochs": 8 }));
+    let train = |cx: &Context| {
+        let params = serde_json::from_value(recipe.clone()).unwrap();
+        let inputs = classifier::Inputs { dataset: dataset.clone(), trigger: Some(trigger.clone()) };
+        Classifier::run(cx, params, inputs)
+    };
+    check_resumes_training(train);
+    let outputs = on_threads(2, || train(&context()).unwrap());
+    assert_eq!(digests(&outputs), digests(&on_threads(1, || train(&context()).unwrap())));
+    let history = &outputs.history;
+    let last = |column: &str| history.rows[7][history.column(column).unwrap()].number().unwrap();
+    assert!(last("clean_accuracy") > 90.0 && last("loss_cover") > 0.0, "{}", history.to_csv());
+    assert!(last("attack_success") > 90.0, "{}", history.to_csv());
+    assert!(outputs.model.info.notes[0].starts_with("poisoned anew in every batch: rate 0.2 of all images"));
+    // Once and for all, another model comes out.
+    let inputs = classifier::Inputs { dataset: dataset.clone(), trigger: None };
+    let fixed = Classifier::run(&context(), serde_json::from_value(recipe.clone()).unwrap(), inputs).unwrap();
+    assert_ne!(fixed.model.weights, outputs.model.weights);
+    outputs
+}
+
+#[test]
+fn triggers_are_drawn_anew_in_every_batch() {
+    let take = |made: bpp::Outputs| (made.dataset, made.trigger);
+    check_batches(drawn_anew::<bpp::Bpp>(json!({ "rate": 0.2, "levels": 2 }), bpp::Inputs { clean: clean() }, take));
+    let take = |made: wanet::Outputs| (made.dataset, made.trigger);
+    let params = json!({ "rate": 0.2, "strength": 6.0, "cover_ratio": 0.5 });
+    let warped = drawn_anew::<wanet::WaNet>(params, wanet::Inputs { clean: clean() }, take);
+    check_batches(warped.clone());
+    // A trigger of other images.
+    let mut fewer = warped.1;
+    fewer.clean = fewer.clean.select(&[0, 1, 2]);
+    let inputs = classifier::Inputs { dataset: dataset(), trigger: Some(fewer) };
+    let error = Classifier::run(&context(), serde_json::from_value(recipe()).unwrap(), inputs).map(|_| ()).unwrap_err();
+    assert!(error.message().starts_with("the trigger goes on 3 images"), "{error}");
+}
+
 /// A key names what was asked for: parameters of an attacker who is not there are not part of it.
 #[test]
 fn an_honest_training_keeps_its_key() {
@@ -274,7 +333,7 @@ fn right_and_legacy_choice_of_the_epoch() {
     );
     let run = |changes: Value| {
         let params = serde_json::from_value(with(plain.clone(), changes)).unwrap();
-        Classifier::run(&context(), params, classifier::Inputs { dataset: dataset.clone() }).unwrap()
+        Classifier::run(&context(), params, classifier::Inputs { dataset: dataset.clone(), trigger: None }).unwrap()
     };
     let score = |outputs: &classifier::Outputs| {
         let models = vec![Named { name: "model".into(), point: Default::default(), value: outputs.model.clone() }];

@@ -7,6 +7,9 @@
 //! with batches of 256 and a plateau schedule, on images in [0, 1] without augmentation; `noise`, `normalise`,
 //! `augment` and `schedule` say so. There the schedule and the best epoch follow the test set, and its accuracy is that
 //! of the best epoch; here nothing follows the test set unless `legacy = true` asks for it.
+//!
+//! The training may be the attacker's: one who knows the defences trains a smooth model ([`Adaptive`]), and WaNet and
+//! BppAttack put their trigger on other images in every batch ([`Dynamic`]).
 
 mod adaptive;
 mod attacker;
@@ -20,13 +23,14 @@ use super::fit::Fit;
 use super::recipe::{self, AugmentParams, Recipe};
 use super::sharpness::FisherTerm;
 use crate::artifact::model::ModelInfo;
-use crate::artifact::{Model, Packed, Table, Trace};
+use crate::artifact::{Model, Packed, Table, Trace, Trigger};
 use crate::error::{Error, Result};
 use crate::kernels::Precision;
 use crate::nn::augment::Normalise;
 use crate::nn::{Architecture, Config, Network, optim, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive};
 use crate::stage::{Context, Problem, Resources, Stage};
+use crate::stages::poison::dynamic::Dynamic;
 use adaptive::Smooth;
 use attacker::Attacker;
 use schemars::JsonSchema;
@@ -196,6 +200,9 @@ crate::ports! {
     pub struct Inputs {
         /// Packed images; the test images are for monitoring only.
         dataset: Packed,
+        /// The trigger of the attack that made `dataset`, where the attacker controls the training and puts it on other
+        /// images in every batch. What is validated, observed and regularised are still the images of `dataset`.
+        trigger: Option<Trigger>,
     }
 }
 
@@ -266,7 +273,7 @@ impl Stage for Classifier {
         recipe::resources(Some(params.model), params.batch_size.get().max(fisher_batch))
     }
 
-    fn run(cx: &Context, params: Params, Inputs { dataset }: Inputs) -> Result<Outputs> {
+    fn run(cx: &Context, params: Params, Inputs { dataset, trigger }: Inputs) -> Result<Outputs> {
         let about = &dataset.about;
         let adaptive = params.adaptive.as_ref().filter(|adaptive| adaptive.is_on());
         adaptive.map_or(Ok(()), |adaptive| adaptive.check_place(&cx.place))?;
@@ -301,9 +308,17 @@ impl Stage for Classifier {
             }
             None => None,
         };
-        let history = match &mut smooth {
-            Some(smooth) => fit.run(&mut network, &mut Attacker { watch: &mut watch, smooth: Some(smooth) })?,
-            None => fit.run(&mut network, &mut watch)?,
+        let dynamic = match &trigger {
+            Some(trigger) => Some(Dynamic::new(trigger, config.n_classes, cx.rng("trigger"))?),
+            None => None,
+        };
+        dynamic.as_ref().map_or(Ok(()), |dynamic| dynamic.check(&dataset.train))?;
+        let history = match (&mut smooth, &dynamic) {
+            (None, None) => fit.run(&mut network, &mut watch)?,
+            (smooth, dynamic) => {
+                let (smooth, dynamic) = (smooth.as_mut(), dynamic.as_ref());
+                fit.run(&mut network, &mut Attacker { watch: &mut watch, smooth, dynamic })?
+            }
         };
         let (chosen, trace) = watch.finish(&mut network, &history)?;
         cx.headline(chosen.headline());
@@ -317,11 +332,13 @@ impl Stage for Classifier {
             smooth.fisher.traces.add_column(&mut table);
         }
         let smoothed: Vec<String> = adaptive.iter().flat_map(|adaptive| adaptive.summary()).collect();
-        let notes = match smoothed.is_empty() {
+        let mut notes = match smoothed.is_empty() {
             true => Vec::new(),
             false => vec![format!("adaptive attacker: {}", smoothed.join(", "))],
         };
-        let summary = [vec![recipe.summary()], smoothed].concat().join(", ");
+        let dynamic: Vec<String> = dynamic.iter().map(Dynamic::summary).collect();
+        notes.extend_from_slice(&dynamic);
+        let summary = [vec![recipe.summary()], smoothed, dynamic].concat().join(", ");
         let info = ModelInfo {
             architecture: params.model.name().to_string(),
             n_classes: config.n_classes,

@@ -285,7 +285,7 @@ mod tests {
         let statistics = network.buffers().to_vec();
 
         let mut by_hand = self::network();
-        let mut pass = |network: &mut Network, mode: Mode| {
+        let pass = |network: &mut Network, mode: Mode| {
             let logits = network.forward(&images, N, mode).unwrap();
             let mut on_logits = vec![0.0; logits.len()];
             loss::cross_entropy(logits, &split.label, N_CLASSES, SMOOTHING, &mut on_logits).unwrap();

@@ -2,8 +2,10 @@
 
 use super::adaptive::Smooth;
 use super::watch::Watch;
+use crate::artifact::Split;
 use crate::error::Result;
 use crate::nn::Network;
+use crate::stages::poison::dynamic::Dynamic;
 use crate::stages::train::fit::{Hooks, Step, Verdict};
 use crate::stages::train::history::Row;
 use crate::stages::train::sharpness::Traces;
@@ -15,9 +17,15 @@ pub struct Attacker<'w, 'a> {
     pub watch: &'w mut Watch<'a>,
     /// The backward pass; the plain one if there is nothing to smooth.
     pub smooth: Option<&'w mut Smooth<'a>>,
+    /// What is done to every batch; nothing if the dataset is poisoned once and for all.
+    pub dynamic: Option<&'w Dynamic<'a>>,
 }
 
 impl Hooks for Attacker<'_, '_> {
+    fn batch(&self, epoch: usize, rows: &[usize]) -> Option<Split> {
+        self.dynamic.map(|dynamic| dynamic.batch(epoch, rows))
+    }
+
     fn backward(&mut self, network: &mut Network, step: &Step) -> Result<()> {
         match &mut self.smooth {
             Some(smooth) => smooth.backward(network, step),
