@@ -15,6 +15,7 @@ pub mod packed;
 pub mod sink;
 pub mod table;
 pub mod trace;
+pub mod trigger;
 
 pub use clean_split::CleanSplit;
 pub use dataset::{Dataset, Role, Split};
@@ -25,6 +26,7 @@ pub use packed::Packed;
 pub use sink::Sink;
 pub use table::Table;
 pub use trace::Trace;
+pub use trigger::Trigger;
 
 use crate::error::Result;
 use crate::store::digest::Digest;
@@ -49,12 +51,22 @@ pub enum Kind {
     Table,
     /// A figure as SVG and PNG.
     Figure,
+    /// A trigger and the training images without it, for an attacker who puts it on batches.
+    Trigger,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 7] =
-        [Kind::Dataset, Kind::Packed, Kind::CleanSplit, Kind::Model, Kind::Trace, Kind::Table, Kind::Figure];
+    pub const ALL: [Kind; 8] = [
+        Kind::Dataset,
+        Kind::Packed,
+        Kind::CleanSplit,
+        Kind::Model,
+        Kind::Trace,
+        Kind::Table,
+        Kind::Figure,
+        Kind::Trigger,
+    ];
 
     /// The name in messages and records.
     pub fn name(self) -> &'static str {
@@ -66,6 +78,7 @@ impl Kind {
             Kind::Trace => "trace",
             Kind::Table => "table",
             Kind::Figure => "figure",
+            Kind::Trigger => "trigger",
         }
     }
 }

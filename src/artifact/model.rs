@@ -32,6 +32,9 @@ pub struct ModelInfo {
     /// Whether the test images chose among its epochs, so that its test accuracy is no estimate.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub chosen_by_test: bool,
+    /// What a reader of its scores must know of its training, a line each: an attacker who took part in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The defence that made it, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defence: Option<Defence>,

@@ -134,6 +134,29 @@ pub fn augmented(
     fill(split, rows, normalise, batch, |row| augment.view(split.size, stream.at(first + row as u64)))
 }
 
+/// The same for images made for this batch: image i of `made` stands for image `rows[i]` of a split of `n`, and draws
+/// what that would.
+///
+/// # Errors
+/// Another number of images, or a batch of another size.
+pub fn augmented_anew(
+    made: &Split,
+    (rows, n): (&[usize], usize),
+    normalise: &Normalise,
+    (augment, stream, epoch): (Augment, &Stream, usize),
+    batch: &mut [f32],
+) -> Result<()> {
+    if made.len() != rows.len() {
+        return Err(Error::stage(format!("{} images were made for a batch of {}", made.len(), rows.len())));
+    }
+    let places: Vec<usize> = (0..rows.len()).collect();
+    if augment == Augment::NONE {
+        return plain(made, &places, normalise, batch);
+    }
+    let first = epoch as u64 * n as u64;
+    fill(made, &places, normalise, batch, |i| augment.view(made.size, stream.at(first + rows[i] as u64)))
+}
+
 /// What [`augmented`] does to the images `rows` of a split of `n` images of `size`, holes aside: rows down, columns right,
 /// whether mirrored (0 or 1).
 #[cfg(feature = "cuda")]

@@ -8,6 +8,7 @@
 //! Every parameter is updated on its own, so the result does not depend on the number of threads.
 
 use crate::error::{Error, Result};
+use crate::kernels::{Isa, l2};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -149,6 +150,15 @@ impl Optimiser {
         }
         (self.steps, self.first, self.second) = (steps, first, second);
         Ok(())
+    }
+}
+
+/// Shortens a gradient to `longest`, as `torch.nn.utils.clip_grad_norm_`.
+pub fn clip(gradient: &mut [f32], longest: f64) {
+    let length = l2::length(Isa::best(), gradient);
+    if length > longest {
+        let scale = (longest / length) as f32;
+        gradient.iter_mut().for_each(|g| *g *= scale);
     }
 }
 

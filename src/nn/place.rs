@@ -29,6 +29,15 @@ impl Place {
         }
     }
 
+    /// Whether it is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        match self {
+            Place::Cpu => false,
+            #[cfg(feature = "cuda")]
+            Place::Gpu(_) => true,
+        }
+    }
+
     /// Lets `network` compute here, in `precision`.
     ///
     /// # Errors

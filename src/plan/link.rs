@@ -98,5 +98,6 @@ fn conversion(expected: Kind, found: Kind, source: &str, outputs: &[Port]) -> Op
         (Kind::Trace, _) => "`train/classifier` makes a trace when it observes: read its `.trace`".into(),
         (Kind::Table, _) => "`evaluate/*` stages make tables".into(),
         (Kind::Figure, _) => "`plot/*` stages make figures".into(),
+        (Kind::Trigger, _) => "`poison/wanet` and `poison/bpp` make triggers for batches: read their `.trigger`".into(),
     })
 }

@@ -117,7 +117,10 @@ fn plan_and_run_agree() {
 fn a_plan_makes_no_cache() {
     let project = Project::new();
     let images = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/folder");
-    project.write("p.toml", &format!("name = 'p'\n[stages.clean]\nstage = 'data/folder'\npath = '{images}'\nsize = [4, 4]\n"));
+    project.write(
+        "p.toml",
+        &format!("name = 'p'\n[stages.clean]\nstage = 'data/folder'\npath = '{images}'\nsize = [4, 4]\n"),
+    );
     project.ok(&["plan", "p.toml"]);
     assert!(!project.cache().exists());
     std::fs::create_dir(project.cache()).unwrap();

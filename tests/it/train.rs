@@ -1,12 +1,13 @@
 //! Training, fine-tuning and scoring on a toy that takes seconds: coloured squares, some with a white patch.
 
 use runner::artifact::dataset::{About, Attack, LabelRule, Role};
-use runner::artifact::{CleanSplit, Model, Packed, Split, Table};
+use runner::artifact::{CleanSplit, Dataset, Model, Packed, Split, Table, Trigger};
 use runner::error::{Class, Error};
 use runner::events::Event;
 use runner::rng::{Stream, Streams};
 use runner::stage::{Context, Named, Outputs, Stage};
 use runner::stages::evaluate::backdoor::{self, Backdoor};
+use runner::stages::poison::{bpp, wanet};
 use runner::stages::purify::fine_tune::{self, FineTune};
 use runner::stages::purify::{anp, awm, fast_fip, fine_pruning, fip, ft_sam, nad, nft, repair, rnp};
 use runner::stages::train::classifier::{self, Classifier};
@@ -101,7 +102,7 @@ fn with(mut recipe: Value, changes: Value) -> Value {
 
 fn train(cx: &Context, recipe: &Value) -> Result<classifier::Outputs, Error> {
     let params = serde_json::from_value(recipe.clone()).unwrap();
-    Classifier::run(cx, params, classifier::Inputs { dataset: dataset() })
+    Classifier::run(cx, params, classifier::Inputs { dataset: dataset(), trigger: None })
 }
 
 /// Digests of all outputs, by port.
@@ -171,6 +172,23 @@ fn a_backdoor_is_learnt_with_the_same_bytes_on_any_number_of_threads() {
     assert!(table.notes.iter().any(|note| note.contains("count 60 of 80 triggered test images")), "{:?}", table.notes);
 }
 
+/// Interrupted after so many reports of progress, and again, a training ends with the same bytes.
+fn check_resumes_training(train: impl Fn(&Context) -> Result<classifier::Outputs, Error>) {
+    let whole = digests(&train(&context()).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint");
+    let stopping = |events: usize| stopping(Classifier::NAME, &path, events);
+    for events in [1, 2, 1] {
+        let error = train(&stopping(events)).map(|_| ()).unwrap_err();
+        assert_eq!(error.class(), Class::Interrupted);
+    }
+    assert_eq!(digests(&train(&stopping(usize::MAX)).unwrap()), whole);
+
+    // A checkpoint of another layout costs time, nothing else.
+    Checkpoint::at(&path).save(b"something else").unwrap();
+    assert_eq!(digests(&train(&stopping(usize::MAX)).unwrap()), whole);
+}
+
 #[test]
 fn an_interrupted_training_ends_with_the_same_bytes() {
     let recipe = with(
@@ -180,18 +198,100 @@ fn an_interrupted_training_ends_with_the_same_bytes() {
             "noise": { "sigma_xt": 0.1, "sigma_ty": 0.1, "at_evaluation": true },
         }),
     );
-    let whole = digests(&train(&context(), &recipe).unwrap());
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("checkpoint");
-    for events in [1, 2, 1] {
-        let error = train(&stopping(Classifier::NAME, &path, events), &recipe).map(|_| ()).unwrap_err();
-        assert_eq!(error.class(), Class::Interrupted);
-    }
-    assert_eq!(digests(&train(&stopping(Classifier::NAME, &path, usize::MAX), &recipe).unwrap()), whole);
+    check_resumes_training(|cx| train(cx, &recipe));
+}
 
-    // A checkpoint of another layout costs time, nothing else.
-    Checkpoint::at(&path).save(b"something else").unwrap();
-    assert_eq!(digests(&train(&stopping(Classifier::NAME, &path, usize::MAX), &recipe).unwrap()), whole);
+/// An attacker who trains a smooth model: resumed like any training, the same on any number of threads, and said in the
+/// history and wherever the model is scored.
+#[test]
+fn an_adaptive_attacker_smooths_the_model() {
+    let smooth = json!({ "reg_f": 0.01, "every": 2, "fisher_batch": 16, "rho": 0.5, "clip": 1.0 });
+    let recipe = with(recipe(), json!({ "adaptive": smooth }));
+    check_resumes_training(|cx| train(cx, &recipe));
+    let outputs = on_threads(2, || train(&context(), &recipe).unwrap());
+    assert_eq!(digests(&outputs), digests(&on_threads(1, || train(&context(), &recipe).unwrap())));
+    let history = &outputs.history;
+    let last = |column: &str| history.rows[5][history.column(column).unwrap()].number().unwrap();
+    assert!(last("clean_accuracy") > 95.0 && last("attack_success") > 95.0, "{}", history.to_csv());
+    assert!(last("fisher_trace") > 0.0);
+
+    let named =
+        |name: &str, value: &Model| Named { name: name.into(), point: Default::default(), value: value.clone() };
+    let honest = train(&context(), &with(recipe.clone(), json!({ "adaptive": {} }))).unwrap();
+    assert_eq!(digests(&honest), digests(&train(&context(), &self::recipe()).unwrap()));
+    let models = vec![named("honest", &honest.model), named("smooth", &outputs.model)];
+    let inputs = backdoor::Inputs { models, dataset: dataset() };
+    let notes = Backdoor::run(&context(), backdoor::Params::default(), inputs).unwrap().notes;
+    let told: Vec<&String> = notes.iter().filter(|note| note.contains("attacker")).collect();
+    assert_eq!(told, ["smooth: adaptive attacker: reg_f 0.01 every 2 steps, rho 0.5, gradients up to 1"]);
+}
+
+/// Squares in two values a channel, or warped, and what the attack hands to a training.
+fn drawn_anew<S: Stage>(
+    params: Value,
+    inputs: S::Inputs,
+    take: impl Fn(S::Outputs) -> (Dataset, Trigger),
+) -> (Packed, Trigger) {
+    let params = serde_json::from_value(params).unwrap();
+    let (Dataset { about, train, test, triggered }, trigger) =
+        take(S::run(&Context::for_test(3, S::NAME), params, inputs).unwrap());
+    (Packed { about, train, test, triggered }, trigger)
+}
+
+fn clean() -> Dataset {
+    let streams = Streams::new(0, "test/squares");
+    let (train, test) = (squares(200, &streams.stream("train")), squares(80, &streams.stream("test")));
+    Dataset { about: About { attack: None, ..about() }, train, test, triggered: None }
+}
+
+/// An attacker who controls the training and poisons every batch anew: resumed like any training, and the same on any
+/// number of threads.
+fn check_batches((dataset, trigger): (Packed, Trigger)) -> classifier::Outputs {
+    let recipe = with(recipe(), json!({ "batch_size": 20, "epochs": 8 }));
+    let train = |cx: &Context| {
+        let params = serde_json::from_value(recipe.clone()).unwrap();
+        let inputs = classifier::Inputs { dataset: dataset.clone(), trigger: Some(trigger.clone()) };
+        Classifier::run(cx, params, inputs)
+    };
+    check_resumes_training(train);
+    let outputs = on_threads(2, || train(&context()).unwrap());
+    assert_eq!(digests(&outputs), digests(&on_threads(1, || train(&context()).unwrap())));
+    let history = &outputs.history;
+    let last = |column: &str| history.rows[7][history.column(column).unwrap()].number().unwrap();
+    assert!(last("clean_accuracy") > 90.0 && last("loss_cover") > 0.0, "{}", history.to_csv());
+    assert!(last("attack_success") > 90.0, "{}", history.to_csv());
+    assert!(outputs.model.info.notes[0].starts_with("poisoned anew in every batch: rate 0.2 of all images"));
+    // Once and for all, another model comes out.
+    let inputs = classifier::Inputs { dataset: dataset.clone(), trigger: None };
+    let fixed = Classifier::run(&context(), serde_json::from_value(recipe.clone()).unwrap(), inputs).unwrap();
+    assert_ne!(fixed.model.weights, outputs.model.weights);
+    outputs
+}
+
+#[test]
+fn triggers_are_drawn_anew_in_every_batch() {
+    let take = |made: bpp::Outputs| (made.dataset, made.trigger);
+    check_batches(drawn_anew::<bpp::Bpp>(json!({ "rate": 0.2, "levels": 2 }), bpp::Inputs { clean: clean() }, take));
+    let take = |made: wanet::Outputs| (made.dataset, made.trigger);
+    let params = json!({ "rate": 0.2, "strength": 6.0, "cover_ratio": 0.5 });
+    let warped = drawn_anew::<wanet::WaNet>(params, wanet::Inputs { clean: clean() }, take);
+    check_batches(warped.clone());
+    // A trigger of other images.
+    let mut fewer = warped.1;
+    fewer.clean = fewer.clean.select(&[0, 1, 2]);
+    let inputs = classifier::Inputs { dataset: dataset(), trigger: Some(fewer) };
+    let error = Classifier::run(&context(), serde_json::from_value(recipe()).unwrap(), inputs).map(|_| ()).unwrap_err();
+    assert!(error.message().starts_with("the trigger goes on 3 images"), "{error}");
+}
+
+/// A key names what was asked for: parameters of an attacker who is not there are not part of it.
+#[test]
+fn an_honest_training_keeps_its_key() {
+    let complete =
+        |changes: Value| serde_json::to_value(serde_json::from_value::<classifier::Params>(changes).unwrap());
+    let honest = complete(json!({})).unwrap();
+    assert!(honest.get("adaptive").is_none() && honest.get("observe").is_some());
+    assert!(complete(json!({ "adaptive": { "rho": 2.0 } })).unwrap().get("adaptive").is_some());
 }
 
 #[test]
@@ -233,7 +333,7 @@ fn right_and_legacy_choice_of_the_epoch() {
     );
     let run = |changes: Value| {
         let params = serde_json::from_value(with(plain.clone(), changes)).unwrap();
-        Classifier::run(&context(), params, classifier::Inputs { dataset: dataset.clone() }).unwrap()
+        Classifier::run(&context(), params, classifier::Inputs { dataset: dataset.clone(), trigger: None }).unwrap()
     };
     let score = |outputs: &classifier::Outputs| {
         let models = vec![Named { name: "model".into(), point: Default::default(), value: outputs.model.clone() }];
@@ -389,6 +489,8 @@ fn impossible_combinations_are_refused_before_anything_runs() {
     check(json!({ "model": "resnet8", "observe": { "epochs": [1], "layers": ["layer4"] } }), "observe.layers");
     check(json!({ "schedule": { "kind": "multi-step" } }), "schedule.milestones");
     check(json!({ "momentum": 1.0 }), "momentum");
+    check(json!({ "precision": "bf16", "adaptive": { "reg_f": 0.01 } }), "precision");
+    check(json!({ "precision": "tf32", "adaptive": { "rho": 2.0 } }), "precision");
     assert!(Classifier::check(&classifier::Params::default()).is_empty());
     assert_eq!(Classifier::absent(&classifier::Params::default())[0].0, "trace");
 }

@@ -115,6 +115,21 @@ fn a_sample_does_not_depend_on_its_batch() {
 }
 
 #[test]
+fn images_made_for_a_batch_draw_what_their_rows_would() {
+    let split = split(40, (6, 6));
+    let rows = [17, 3, 39, 3];
+    let normalise = Normalise::none();
+    for augment in [ALL, Augment::NONE] {
+        let (mut anew, mut plainly) = (vec![f32::NAN; 4 * 108], vec![f32::NAN; 4 * 108]);
+        augmented_anew(&split.select(&rows), (&rows, 40), &normalise, (augment, &stream(), 5), &mut anew).unwrap();
+        augmented(&split, &rows, &normalise, (augment, &stream(), 5), &mut plainly).unwrap();
+        assert_eq!(anew, plainly);
+    }
+    let none = (Augment::NONE, &stream(), 0);
+    assert!(augmented_anew(&split, (&rows, 40), &normalise, none, &mut [0.0; 4 * 108]).is_err());
+}
+
+#[test]
 fn one_thread_and_two_give_the_same_bytes() {
     let split = split(70, (9, 11));
     let rows: Vec<usize> = (0..70).map(|i| i * 27 % 70).collect();

@@ -89,7 +89,9 @@ impl Stage for Backdoor {
             let info = &model.value.info;
             let (name, point) = (shown(&model.name), &model.point);
             let (defence, chosen_by_test) = (info.defence.as_ref(), info.chosen_by_test);
-            scored.push(Scored { name, point, defence, scores, noisy, chosen_by_test });
+            // Of a defended model its own notes are enough.
+            let notes = if defence.is_none() { &info.notes[..] } else { &[] };
+            scored.push(Scored { name, point, defence, scores, noisy, chosen_by_test, notes });
             cx.progress(i as u64 + 1, models.len() as u64, "models", shown(&model.name));
         }
         let baselines = baselines(&scored, params.baseline.as_deref())?;
@@ -219,6 +221,8 @@ struct Scored<'a> {
     /// Means over draws of the in-network noise.
     noisy: Option<[Option<f64>; 4]>,
     chosen_by_test: bool,
+    /// What is to be said of its training.
+    notes: &'a [String],
 }
 
 impl Scored<'_> {
@@ -439,6 +443,7 @@ fn notes(scored: &[Scored], baselines: &[usize], dataset: &Packed, params: &Para
         ));
     }
     for model in scored {
+        notes.extend(model.notes.iter().map(|note| format!("{}: {note}", model.name)));
         let of_defence = model.defence.map_or(&[][..], |defence| &defence.notes);
         notes.extend(of_defence.iter().map(|note| format!("{}: {note}", model.name)));
     }
@@ -556,6 +561,7 @@ mod tests {
             scores: scores.clone(),
             noisy: None,
             chosen_by_test: false,
+            notes: &[],
         };
         let all = [model("bad", 0), model("bad", 1), model("good", 0), model("good", 1)];
         assert_eq!(baselines(&all, None).unwrap(), [0, 1, 0, 1]);

@@ -197,6 +197,7 @@ pub(super) mod example {
             data: About::default(),
             history: Vec::new(),
             chosen_by_test: false,
+            notes: Vec::new(),
             defence: None,
         };
         Named { name: format!("scaled_{scale}.model"), point: Default::default(), value: Model { info, weights } }

@@ -10,13 +10,17 @@
 //!
 //! Differs from the paper: there the attacker controls training, quantises images anew in every batch and adds
 //! adversarial examples; here the images are quantised once, before training, and stored with 8 bits (levels are
-//! rounded to whole numbers). Crops and flips of a later augmentation come after the trigger in either case.
+//! rounded to whole numbers). Crops and flips of a later augmentation come after the trigger in either case. A
+//! `train/classifier` that is given the `trigger` quantises other images in every batch ([`super::dynamic`]), without
+//! adversarial examples.
 
 use super::params::params;
 use super::selection::{Description, RATE, poison};
-use crate::artifact::{Dataset, Role};
+use crate::artifact::trigger::TriggerInfo;
+use crate::artifact::{Dataset, Role, Split, Trigger};
 use crate::error::{Error, Result};
 use crate::param::{Count, NonNegative, valid};
+use crate::rng::Stream;
 use crate::stage::{Context, Problem, Resources, Stage};
 
 params! {
@@ -42,15 +46,28 @@ crate::ports! {
     }
 }
 
+crate::ports! {
+    /// What comes out.
+    pub struct Outputs => {
+        /// The poisoned dataset.
+        dataset: Dataset,
+        /// For a training that poisons its batches anew: the quantisation, and the training images before the attack.
+        trigger: Trigger,
+    }
+}
+
+/// Its name in tables.
+pub const ATTACK: &str = "bpp";
+
 /// The stage.
 pub struct Bpp;
 
 impl Stage for Bpp {
     const NAME: &'static str = "poison/bpp";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
-    type Outputs = Dataset;
+    type Outputs = Outputs;
 
     fn draws(_: &Params) -> bool {
         true
@@ -72,7 +89,7 @@ impl Stage for Bpp {
         Resources { parallel: true, gpu: false, memory_mib: 512 }
     }
 
-    fn run(cx: &Context, params: Params, inputs: Inputs) -> Result<Dataset> {
+    fn run(cx: &Context, params: Params, inputs: Inputs) -> Result<Outputs> {
         let clean = inputs.clean;
         let poisoning = params.poisoning();
         let mut chosen = poisoning.choose(cx, &clean)?;
@@ -83,23 +100,47 @@ impl Stage for Bpp {
         if n_cover > 0 && n_train < 2 {
             return Err(Error::user("a cover needs the residual of another training image, and there is only one"));
         }
-        let quantise = Quantise { levels: params.levels.get(), width: clean.train.size.1, dither: params.dither };
-        let others = cx.rng("residuals");
-        let originals = clean.train.clone();
-        let description = Description { name: "bpp", parameters: serde_json::to_value(&params)? };
-        poison(cx, clean, &poisoning, &chosen, &description, |image, sample| {
-            if sample.role != Role::Cover {
-                return quantise.apply(image);
-            }
-            // Any row but its own.
-            let drawn = others.at(sample.row as u64).below(n_train as u64 - 1) as usize;
-            let other = originals.image(drawn + usize::from(drawn >= sample.row));
-            let mut quantised = other.to_vec();
-            quantise.apply(&mut quantised);
-            for ((value, &quantised), &other) in image.iter_mut().zip(&quantised).zip(other) {
-                *value = (i16::from(*value) + i16::from(quantised) - i16::from(other)).clamp(0, 255) as u8;
-            }
-        })
+        let stamp = Stamp::new(&params, clean.train.clone());
+        let residuals = cx.rng("residuals");
+        let parameters = serde_json::to_value(&params)?;
+        let info = TriggerInfo { attack: ATTACK.into(), params: parameters.clone() };
+        let trigger = Trigger { info, clean: clean.train.clone(), places: Vec::new() };
+        let description = Description { name: ATTACK, parameters };
+        let dataset = poison(cx, clean, &poisoning, &chosen, &description, |image, sample| {
+            stamp.apply(image, (sample.row, sample.role), (&residuals, sample.row as u64));
+        })?;
+        Ok(Outputs { dataset, trigger })
+    }
+}
+
+/// What is done to an image.
+pub(super) struct Stamp {
+    quantise: Quantise,
+    /// The training images before the attack.
+    originals: Split,
+}
+
+impl Stamp {
+    /// With residuals of `originals`.
+    pub(super) fn new(params: &Params, originals: Split) -> Stamp {
+        let quantise = Quantise { levels: params.levels.get(), width: originals.size.1, dither: params.dither };
+        Stamp { quantise, originals }
+    }
+
+    /// Quantises `image`, which is image `row` of its split; a cover gets the residual of another training image, drawn
+    /// from sub-stream `number` of `stream`. There must be another one.
+    pub(super) fn apply(&self, image: &mut [u8], (row, role): (usize, Role), (stream, number): (&Stream, u64)) {
+        if role != Role::Cover {
+            return self.quantise.apply(image);
+        }
+        // Any row but its own.
+        let drawn = stream.at(number).below(self.originals.len() as u64 - 1) as usize;
+        let other = self.originals.image(drawn + usize::from(drawn >= row));
+        let mut quantised = other.to_vec();
+        self.quantise.apply(&mut quantised);
+        for ((value, &quantised), &other) in image.iter_mut().zip(&quantised).zip(other) {
+            *value = (i16::from(*value) + i16::from(quantised) - i16::from(other)).clamp(0, 255) as u8;
+        }
     }
 }
 
@@ -166,7 +207,8 @@ mod tests {
     use super::*;
 
     fn run(params: Params, clean: &Dataset) -> Result<Dataset> {
-        Bpp::run(&Context::for_test(0, Bpp::NAME), params, Inputs { clean: clean.clone() })
+        let made = Bpp::run(&Context::for_test(0, Bpp::NAME), params, Inputs { clean: clean.clone() })?;
+        Ok(made.dataset)
     }
 
     fn count(n: usize) -> Count {

@@ -4,6 +4,7 @@ pub mod adaptive_blend;
 pub mod badnet;
 pub mod blend;
 pub mod bpp;
+pub mod dynamic;
 pub mod label_consistent;
 pub mod low_frequency;
 pub mod lowpass;

@@ -55,7 +55,8 @@ macro_rules! params {
         }
 
         impl Params {
-            fn poisoning(&self) -> $crate::stages::poison::selection::Poisoning {
+            /// The part that [`Poisoning`]($crate::stages::poison::selection::Poisoning) reads.
+            pub fn poisoning(&self) -> $crate::stages::poison::selection::Poisoning {
                 let &Params { rate, of, pool, selection, labels, target, .. } = self;
                 $crate::stages::poison::selection::Poisoning { rate, of, pool, selection, labels, target }
             }

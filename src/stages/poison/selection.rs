@@ -57,7 +57,8 @@ impl Group {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// The name in parameters.
+    pub fn name(self) -> &'static str {
         match self {
             Group::All => "all",
             Group::NonTarget => "non-target",
@@ -151,6 +152,16 @@ impl Poisoning {
     /// The number of training images in `of`, given their true classes.
     pub fn n_of(&self, classes: &[i64]) -> usize {
         classes.iter().filter(|&&class| self.of.has(class, self.target as i64)).count()
+    }
+
+    /// How many of images of these true classes are poisoned.
+    pub fn n_poisoned(&self, classes: &[i64]) -> usize {
+        self.rate.of(self.n_of(classes))
+    }
+
+    /// Whether images of `class` may be.
+    pub fn is_in_pool(&self, class: i64) -> bool {
+        self.pool.unwrap_or(self.of).has(class, self.target as i64)
     }
 
     /// The training images to poison, without covers.

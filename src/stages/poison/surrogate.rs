@@ -52,6 +52,7 @@ pub mod tests {
             data: About::default(),
             history: Vec::new(),
             chosen_by_test: false,
+            notes: Vec::new(),
             defence: None,
         };
         Model { info, weights: network.weights() }

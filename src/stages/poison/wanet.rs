@@ -6,7 +6,8 @@
 //!
 //! Differs from the paper: there the attacker controls training and warps images anew in every batch; here the images
 //! are warped once, before training, and stored with 8 bits, so a jitter is drawn once for each cover. Crops and flips
-//! of a later augmentation move the warp with the image.
+//! of a later augmentation move the warp with the image. A `train/classifier` that is given the `trigger` warps other
+//! images in every batch, as the paper does ([`super::dynamic`]).
 //!
 //! `legacy = true` is the variant in the published code of the information-bottleneck analysis: no covers, and the
 //! jitter on the poisoned images themselves, in training and at test. With it goes `selection = "last-of-class"`. An
@@ -17,9 +18,11 @@ use super::params::params;
 use super::selection::{Description, Part, RATE, poison};
 use super::warp::{Control, Warp};
 use crate::artifact::table::Column;
-use crate::artifact::{Dataset, Role, Table};
+use crate::artifact::trigger::TriggerInfo;
+use crate::artifact::{Dataset, Role, Table, Trigger};
 use crate::error::Result;
 use crate::param::{Count, NonNegative};
+use crate::rng::Stream;
 use crate::stage::{Context, Problem, Resources, Stage};
 
 params! {
@@ -74,6 +77,41 @@ crate::ports! {
         dataset: Dataset,
         /// The warp: where each pixel of a poisoned image is taken from.
         warp: Table,
+        /// The same for a training that poisons its batches anew, with the training images before the attack.
+        trigger: Trigger,
+    }
+}
+
+/// Its name in tables.
+pub const ATTACK: &str = "wanet";
+
+impl Params {
+    /// Covers for each poisoned image.
+    pub(super) fn cover_ratio(&self) -> f64 {
+        if self.legacy { 0.0 } else { self.cover_ratio.map_or(COVER_RATIO, NonNegative::get) }
+    }
+}
+
+/// What is done to an image.
+pub(super) struct Stamp {
+    warp: Warp,
+    /// Whether backdoor images have a jitter, too.
+    is_legacy: bool,
+}
+
+impl Stamp {
+    /// The warp of `places`, [H, W], for images of `size`.
+    pub(super) fn of_places(places: Vec<(f64, f64)>, size: (usize, usize), params: &Params) -> Stamp {
+        Stamp { warp: Warp::of_places(places, size), is_legacy: params.legacy }
+    }
+
+    /// Warps `image`; a jitter comes from sub-stream `number` of `stream`.
+    pub(super) fn apply(&self, image: &mut [u8], role: Role, (stream, number): (&Stream, u64)) {
+        if self.is_legacy || role == Role::Cover {
+            self.warp.apply_jittered(image, &mut stream.at(number));
+        } else {
+            self.warp.apply(image);
+        }
     }
 }
 
@@ -82,7 +120,7 @@ pub struct WaNet;
 
 impl Stage for WaNet {
     const NAME: &'static str = "poison/wanet";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Params = Params;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -119,7 +157,7 @@ impl Stage for WaNet {
         let poisoning = params.poisoning();
         let mut chosen = poisoning.choose(cx, &clean)?;
         if !params.legacy {
-            let ratio = params.cover_ratio.map_or(COVER_RATIO, NonNegative::get);
+            let ratio = params.cover_ratio();
             let n_cover = (ratio * chosen.backdoor.len() as f64 + 1e-6) as usize;
             let asked = format!("`cover_ratio = {ratio}`");
             chosen.add_covers(n_cover, clean.train.len(), cx.rng("covers"), &asked)?;
@@ -127,20 +165,22 @@ impl Stage for WaNet {
         let size = clean.train.size;
         let control = Control::draw(params.grid.get(), &mut cx.rng("grid"));
         let warp = Warp::new(&control, size, params.strength.get());
+        let places = warp.places().to_vec();
+        let table = table(&warp, size.1);
+        let stamp = Stamp { warp, is_legacy: params.legacy };
         let (train_jitter, test_jitter) = (cx.rng("jitter/train"), cx.rng("jitter/test"));
-        let description = Description { name: "wanet", parameters: serde_json::to_value(&params)? };
+        let parameters = serde_json::to_value(&params)?;
+        let info = TriggerInfo { attack: ATTACK.into(), params: parameters.clone() };
+        let trigger = Trigger { info, clean: clean.train.clone(), places };
+        let description = Description { name: ATTACK, parameters };
         let dataset = poison(cx, clean, &poisoning, &chosen, &description, |image, sample| {
             let stream = match sample.part {
                 Part::Train => &train_jitter,
                 Part::Test => &test_jitter,
             };
-            if params.legacy || sample.role == Role::Cover {
-                warp.apply_jittered(image, &mut stream.at(sample.row as u64));
-            } else {
-                warp.apply(image);
-            }
+            stamp.apply(image, sample.role, (stream, sample.row as u64));
         })?;
-        Ok(Outputs { dataset, warp: table(&warp, size.1) })
+        Ok(Outputs { dataset, warp: table, trigger })
     }
 }
 

@@ -71,7 +71,11 @@ impl Warp {
             let column = (i % width) as f64 + strength * unit_right * right[i];
             (inside(row, height), inside(column, width))
         });
-        let places: Vec<(f64, f64)> = places.collect();
+        Warp::of_places(places.collect(), size)
+    }
+
+    /// The warp that takes each pixel of images of `size` from `places`, [H, W], inside the image.
+    pub fn of_places(places: Vec<(f64, f64)>, size: (usize, usize)) -> Warp {
         let taps = places.iter().map(|&place| Tap::at(place, size)).collect();
         Warp { size, places, taps }
     }

@@ -16,14 +16,12 @@
 //! Differs from the code: eta_f, eta_r, learning rate and epochs are the paper's. Nothing decays, and the rate is
 //! constant, as in the code.
 
-use super::repair::{Inputs, Outputs, Repair, Trained, clip, fine_tuning};
-use crate::artifact::Split;
+use super::repair::{Inputs, Outputs, Repair, Trained, fine_tuning};
 use crate::error::Result;
-use crate::nn::augment::{self, Normalise};
 use crate::nn::coordinates::{Coordinates, Plain};
-use crate::nn::fisher::{self, Trace};
+use crate::nn::fisher;
 use crate::nn::hvp::HessianProduct;
-use crate::nn::optim::Optimiser;
+use crate::nn::optim::{Optimiser, clip};
 use crate::nn::{Mode, Network, optim, predict, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive, valid};
 use crate::rng::Stream;
@@ -31,6 +29,7 @@ use crate::stage::{Context, Problem, Resources, Stage};
 use crate::stages::train::fit::{Hooks, Step, Verdict};
 use crate::stages::train::history::Row;
 use crate::stages::train::recipe::{self, AugmentParams, Recipe};
+use crate::stages::train::sharpness::{FisherTerm, Traces};
 use crate::stages::train::state::{Reader, Writer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -175,31 +174,24 @@ pub(super) fn purify<C: Coordinates>(
             Some(Consolidation { weight: params.eta_r.get() as f32, diagonal, anchor })
         }
     };
+    let of = (repair.images, &repair.rows[..], &repair.normalise);
+    let fisher = FisherTerm::new((params.eta_f, params.every, params.fisher_batch), of, cx.rng("fisher"));
+    let is_legacy = params.legacy;
     let mut hooks = Purify {
-        params,
+        is_legacy,
         trained,
         consolidation,
-        source: (repair.images, repair.rows.clone(), repair.normalise.clone()),
-        draws: cx.rng("fisher"),
-        trace: Trace::new(),
+        fisher,
         product: HessianProduct::new(),
-        added: vec![0.0; n_trained],
-        traces: Sum::default(),
-        of_epochs: Vec::new(),
+        noise: vec![0.0; n_trained],
+        clip: params.clip,
     };
     let history = repair.fit(&recipe, &mut hooks)?;
     let mut history = repair.table(&history);
     if params.eta_f.get() > 0.0 && !params.legacy {
-        history.columns.push(
-            crate::artifact::table::Column::new(
-                "fisher_trace",
-                "trace of the empirical Fisher information, mean of its estimates over the epoch",
-            )
-            .digits(3),
-        );
-        history.rows.iter_mut().zip(&hooks.of_epochs).for_each(|(row, &trace)| row.push(trace.into()));
+        hooks.fisher.traces.add_column(&mut history);
     }
-    let last = hooks.of_epochs.last().map_or(String::new(), |trace| format!(", Tr F {trace:.3}"));
+    let last = hooks.fisher.traces.last().map_or(String::new(), |trace| format!(", Tr F {trace:.3}"));
     cx.headline(format!("{} images, {n_trained} values{last}", repair.rows.len()));
     let summary = format!(
         "eta_f {}, eta_r {}, {n_trained} values trained, {}{}",
@@ -218,49 +210,29 @@ struct Consolidation {
     anchor: Vec<f32>,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Sum {
-    sum: f64,
-    n: u64,
-}
-
 struct Purify<'a, C> {
-    params: &'a Params,
+    is_legacy: bool,
     trained: Trained<C>,
     consolidation: Option<Consolidation>,
-    source: (&'a Split, Vec<usize>, Normalise),
-    draws: Stream,
-    trace: Trace,
+    fisher: FisherTerm<'a>,
     product: HessianProduct,
-    /// Room for a term's gradient.
-    added: Vec<f32>,
-    /// Traces of the epoch so far.
-    traces: Sum,
-    /// Mean trace of every epoch.
-    of_epochs: Vec<f64>,
+    /// Room for the noise term's gradient.
+    noise: Vec<f32>,
+    clip: Option<Positive>,
 }
 
 impl<C: Coordinates> Purify<'_, C> {
-    /// Writes the gradient of the trace, or of the noise in its place, into `added`.
-    fn sharpness(&mut self, network: &mut Network, number: usize) -> Result<()> {
-        let (split, rows, normalise) = &self.source;
-        let mut draw = self.draws.at(number as u64);
-        let batch = draw.pick(rows, self.params.fisher_batch.get().min(rows.len()));
-        let labels: Vec<i64> = batch.iter().map(|&row| split.label[row]).collect();
-        let mut images = vec![0.0; batch.len() * split.image_bytes()];
-        augment::plain(split, &batch, normalise, &mut images)?;
-        if self.params.legacy {
-            let direction = noise_direction(network, &mut draw);
-            mean_over_pairs(network, &images, &labels)?;
-            let Purify { product, added, .. } = self;
-            return network.holding_gates(|network| {
-                product.of_network(network, &direction, added, |network| mean_over_pairs(network, &images, &labels))
-            });
-        }
-        let signs: Vec<f32> = labels.iter().map(|_| if draw.chance(0.5) { 1.0 } else { -1.0 }).collect();
-        let coordinates = &mut self.trained.coordinates;
-        let trace = self.trace.estimate(network, coordinates, (&images, &labels), &signs, &mut self.added)?;
-        self.traces = Sum { sum: self.traces.sum + trace, n: self.traces.n + 1 };
+    /// Adds the gradient of the released code's noise term.
+    fn add_noise(&mut self, network: &mut Network, number: usize) -> Result<()> {
+        let (images, labels, mut draw) = self.fisher.batch(number)?;
+        let direction = noise_direction(network, &mut draw);
+        mean_over_pairs(network, &images, &labels)?;
+        let Purify { product, noise, .. } = self;
+        network.holding_gates(|network| {
+            product.of_network(network, &direction, noise, |network| mean_over_pairs(network, &images, &labels))
+        })?;
+        let weight = self.fisher.weight() as f32;
+        self.trained.gradient.iter_mut().zip(&self.noise).for_each(|(g, noise)| *g += weight * noise);
         Ok(())
     }
 }
@@ -275,12 +247,15 @@ impl<C: Coordinates> Hooks for Purify<'_, C> {
                 *g += weight * fisher * (value - anchor);
             }
         }
-        let eta_f = self.params.eta_f.get() as f32;
-        if eta_f > 0.0 && step.number.is_multiple_of(self.params.every.get()) {
-            self.sharpness(network, step.number)?;
-            self.trained.gradient.iter_mut().zip(&self.added).for_each(|(g, added)| *g += eta_f * added);
+        if self.fisher.is_due(step.number) {
+            if self.is_legacy {
+                self.add_noise(network, step.number)?;
+            } else {
+                let Trained { coordinates, gradient } = &mut self.trained;
+                self.fisher.add(network, coordinates, step.number, gradient)?;
+            }
         }
-        if let Some(limit) = self.params.clip {
+        if let Some(limit) = self.clip {
             clip(&mut self.trained.gradient, limit.get());
         }
         Ok(())
@@ -295,27 +270,21 @@ impl<C: Coordinates> Hooks for Purify<'_, C> {
     }
 
     fn epoch(&mut self, _: &mut Network, row: &mut Row) -> Result<Verdict> {
-        if self.traces.n > 0 {
-            self.of_epochs.push(self.traces.sum / self.traces.n as f64);
-        }
-        self.traces = Sum::default();
+        self.fisher.traces.end_epoch();
         Ok(Verdict { watched: row.loss, stop: false })
     }
 
     fn save(&self, out: &mut Writer) {
         self.trained.save(out);
-        out.number(self.traces.sum);
-        out.count(self.traces.n);
-        out.numbers(&self.of_epochs);
+        self.fisher.traces.save(out);
     }
 
     fn restore(&mut self, from: &mut Reader) -> Option<()> {
         let mut later = from.clone();
         later.floats()?;
-        let traces = Sum { sum: later.number()?, n: later.count()? };
-        let of_epochs = later.numbers()?;
+        let traces = Traces::read(&mut later)?;
         self.trained.restore(from)?;
-        (self.traces, self.of_epochs) = (traces, of_epochs);
+        self.fisher.traces = traces;
         *from = later;
         Some(())
     }

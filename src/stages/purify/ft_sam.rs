@@ -10,11 +10,12 @@
 use super::repair::{Inputs, Outputs, Repair, fine_tuning};
 use crate::error::Result;
 use crate::nn::sam::{Neighbourhood, Sam};
-use crate::nn::{Mode, Network, loss, optim, schedule};
+use crate::nn::{Network, optim, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive, valid};
 use crate::stage::{Context, Problem, Resources, Stage};
 use crate::stages::train::fit::{Hooks, Step};
 use crate::stages::train::recipe::{self, AugmentParams, Recipe};
+use crate::stages::train::sharpness::sharp_backward;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -120,15 +121,6 @@ struct Sharpness {
 
 impl Hooks for Sharpness {
     fn backward(&mut self, network: &mut Network, step: &Step) -> Result<()> {
-        network.backward(step.grad_logits)?;
-        let (params, grads) = network.params_and_grads();
-        self.sam.perturb(params, grads)?;
-        let n_classes = network.config().n_classes;
-        // The running statistics have seen this batch, and are to see no perturbed weights.
-        let logits = network.forward(step.images, step.labels.len(), Mode::Batch)?;
-        let mut on_logits = vec![0.0; logits.len()];
-        loss::cross_entropy(logits, step.labels, n_classes, self.smoothing, &mut on_logits)?;
-        network.backward(&on_logits)?;
-        self.sam.restore(network.params_mut())
+        sharp_backward(&mut self.sam, self.smoothing, network, step)
     }
 }

@@ -8,7 +8,7 @@ use crate::artifact::model::{Defence, ModelInfo};
 use crate::artifact::table::{Cell, Column};
 use crate::artifact::{CleanSplit, Model, Split, Table};
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, Precision, l2};
+use crate::kernels::Precision;
 use crate::nn::augment::{Augment, Normalise};
 use crate::nn::coordinates::Coordinates;
 use crate::nn::mask::Channels;
@@ -265,15 +265,6 @@ pub fn mask_thresholds(
     let summary = format!("{threshold}, {n_pruned} of {} channels removed", masks.values().len());
     let note = format!("{summary}, chosen on {} held-out images", repair.held_out.len());
     Ok((summary, vec![note], table))
-}
-
-/// Shortens a gradient to `longest`, as `torch.nn.utils.clip_grad_norm_`.
-pub fn clip(gradient: &mut [f32], longest: f64) {
-    let length = l2::length(Isa::best(), gradient);
-    if length > longest {
-        let scale = (longest / length) as f32;
-        gradient.iter_mut().for_each(|g| *g *= scale);
-    }
 }
 
 /// Coordinates that are trained in place of the parameters, with their gradient.

@@ -8,11 +8,11 @@
 //! Defaults are the paper's code's: gradients clipped at length 20 while unlearning, until 20 % accuracy or 20 epochs;
 //! masks by SGD at 0.2 on 0.2 CE. Differs from it: the threshold is chosen on held-out clean images, not 0.7.
 
-use super::repair::{Inputs, Pruned, Repair, Trained, clip, fine_tuning, held_out_problem, mask_thresholds};
+use super::repair::{Inputs, Pruned, Repair, Trained, fine_tuning, held_out_problem, mask_thresholds};
 use crate::error::Result;
 use crate::nn::coordinates::Coordinates;
 use crate::nn::mask::Channels;
-use crate::nn::optim::Optimiser;
+use crate::nn::optim::{Optimiser, clip};
 use crate::nn::{Mode, Network, optim, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive, valid};
 use crate::stage::{Context, Problem, Resources, Stage};

@@ -245,6 +245,7 @@ impl Stage for Abl {
             data: about.clone(),
             history: vec![format!("train/abl: {summary}, {}", recipe.summary())],
             chosen_by_test: false,
+            notes: Vec::new(),
             defence: Some(Defence {
                 name: "abl".into(),
                 n_clean: 0,

@@ -7,22 +7,32 @@
 //! with batches of 256 and a plateau schedule, on images in [0, 1] without augmentation; `noise`, `normalise`,
 //! `augment` and `schedule` say so. There the schedule and the best epoch follow the test set, and its accuracy is that
 //! of the best epoch; here nothing follows the test set unless `legacy = true` asks for it.
+//!
+//! The training may be the attacker's: one who knows the defences trains a smooth model ([`Adaptive`]), and WaNet and
+//! BppAttack put their trigger on other images in every batch ([`Dynamic`]).
 
+mod adaptive;
+mod attacker;
 mod observe;
 mod watch;
 
+pub use adaptive::Adaptive;
 pub use observe::Observe;
 
 use super::fit::Fit;
 use super::recipe::{self, AugmentParams, Recipe};
+use super::sharpness::FisherTerm;
 use crate::artifact::model::ModelInfo;
-use crate::artifact::{Model, Packed, Table, Trace};
+use crate::artifact::{Model, Packed, Table, Trace, Trigger};
 use crate::error::{Error, Result};
 use crate::kernels::Precision;
 use crate::nn::augment::Normalise;
 use crate::nn::{Architecture, Config, Network, optim, schedule};
 use crate::param::{Count, Fraction, NonNegative, Positive};
 use crate::stage::{Context, Problem, Resources, Stage};
+use crate::stages::poison::dynamic::Dynamic;
+use adaptive::Smooth;
+use attacker::Attacker;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use watch::{Judges, Watch};
@@ -73,6 +83,9 @@ pub struct Params {
     pub legacy: bool,
     /// What to record of inner representations.
     pub observe: Option<Observe>,
+    /// An attacker who knows the defences and trains a smooth model; an honest training if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<Adaptive>,
 }
 
 /// When to stop before the last epoch.
@@ -157,6 +170,7 @@ impl Default for Params {
             noise: Noise::default(),
             legacy: false,
             observe: None,
+            adaptive: None,
         }
     }
 }
@@ -186,6 +200,9 @@ crate::ports! {
     pub struct Inputs {
         /// Packed images; the test images are for monitoring only.
         dataset: Packed,
+        /// The trigger of the attack that made `dataset`, where the attacker controls the training and puts it on other
+        /// images in every batch. What is validated, observed and regularised are still the images of `dataset`.
+        trigger: Option<Trigger>,
     }
 }
 
@@ -240,6 +257,7 @@ impl Stage for Classifier {
         if let Some(observe) = &params.observe {
             problems.extend(observe.problems(params.model, params.epochs.get()));
         }
+        problems.extend(params.adaptive.as_ref().and_then(|adaptive| adaptive.problems(params.precision)));
         problems
     }
 
@@ -251,11 +269,14 @@ impl Stage for Classifier {
     }
 
     fn resources(params: &Params) -> Resources {
-        recipe::resources(Some(params.model), params.batch_size.get())
+        let fisher_batch = params.adaptive.as_ref().map_or(0, |adaptive| adaptive.fisher_batch.get());
+        recipe::resources(Some(params.model), params.batch_size.get().max(fisher_batch))
     }
 
-    fn run(cx: &Context, params: Params, Inputs { dataset }: Inputs) -> Result<Outputs> {
+    fn run(cx: &Context, params: Params, Inputs { dataset, trigger }: Inputs) -> Result<Outputs> {
         let about = &dataset.about;
+        let adaptive = params.adaptive.as_ref().filter(|adaptive| adaptive.is_on());
+        adaptive.map_or(Ok(()), |adaptive| adaptive.check_place(&cx.place))?;
         let (rows, validation) = carve(cx, dataset.train.len(), params.validation.get());
         if rows.is_empty() {
             return Err(Error::stage("there is no image to train on").hint("lower `validation`, or take more images"));
@@ -279,7 +300,26 @@ impl Stage for Classifier {
         };
         let mut watch = Watch::new(cx, &params, &dataset, &normalise, (&rows, judges), &network)?;
         let fit = Fit { cx, recipe: &recipe, split: &dataset.train, rows: &rows, normalise: &normalise };
-        let history = fit.run(&mut network, &mut watch)?;
+        let mut smooth = match adaptive {
+            Some(adaptive) => {
+                let settings = (adaptive.reg_f, adaptive.every, adaptive.fisher_batch);
+                let fisher = FisherTerm::new(settings, (&dataset.train, &rows, &normalise), cx.rng("fisher"));
+                Some(Smooth::new(adaptive, fisher, recipe.label_smoothing, &network)?)
+            }
+            None => None,
+        };
+        let dynamic = match &trigger {
+            Some(trigger) => Some(Dynamic::new(trigger, config.n_classes, cx.rng("trigger"))?),
+            None => None,
+        };
+        dynamic.as_ref().map_or(Ok(()), |dynamic| dynamic.check(&dataset.train))?;
+        let history = match (&mut smooth, &dynamic) {
+            (None, None) => fit.run(&mut network, &mut watch)?,
+            (smooth, dynamic) => {
+                let (smooth, dynamic) = (smooth.as_mut(), dynamic.as_ref());
+                fit.run(&mut network, &mut Attacker { watch: &mut watch, smooth, dynamic })?
+            }
+        };
         let (chosen, trace) = watch.finish(&mut network, &history)?;
         cx.headline(chosen.headline());
 
@@ -288,6 +328,17 @@ impl Stage for Classifier {
         if params.legacy {
             table.notes.push(LEGACY.into());
         }
+        if let Some(smooth) = smooth.filter(|_| adaptive.is_some_and(|adaptive| adaptive.reg_f.get() > 0.0)) {
+            smooth.fisher.traces.add_column(&mut table);
+        }
+        let smoothed: Vec<String> = adaptive.iter().flat_map(|adaptive| adaptive.summary()).collect();
+        let mut notes = match smoothed.is_empty() {
+            true => Vec::new(),
+            false => vec![format!("adaptive attacker: {}", smoothed.join(", "))],
+        };
+        let dynamic: Vec<String> = dynamic.iter().map(Dynamic::summary).collect();
+        notes.extend_from_slice(&dynamic);
+        let summary = [vec![recipe.summary()], smoothed, dynamic].concat().join(", ");
         let info = ModelInfo {
             architecture: params.model.name().to_string(),
             n_classes: config.n_classes,
@@ -297,8 +348,9 @@ impl Stage for Classifier {
             sigma_xt: config.sigma_xt,
             sigma_ty: config.sigma_ty,
             data: about.clone(),
-            history: vec![format!("train/classifier: {}, epoch {} kept{by}", recipe.summary(), chosen.epoch)],
+            history: vec![format!("train/classifier: {summary}, epoch {} kept{by}", chosen.epoch)],
             chosen_by_test: params.legacy,
+            notes,
             defence: None,
         };
         Ok(Outputs { model: Model { info, weights: network.weights() }, trace, history: table })

@@ -12,7 +12,7 @@ mod on_device;
 use super::history::{History, Row, Tally};
 use super::recipe::Recipe;
 use super::state::{Reader, Writer};
-use crate::artifact::Split;
+use crate::artifact::{Role, Split};
 use crate::error::{Class, Error, Result};
 use crate::nn::augment::{self, Normalise};
 use crate::nn::optim::Optimiser;
@@ -78,6 +78,12 @@ pub trait Hooks {
         Mode::Train
     }
 
+    /// The images and labels of a batch, where the stage makes them anew instead of taking them from the split: image i
+    /// stands for row `rows[i]`, and is augmented as that would be.
+    fn batch(&self, _epoch: usize, _rows: &[usize]) -> Option<Split> {
+        None
+    }
+
     /// Changes the images of a step, normalised, [n, H, W, 3], before its forward pass; `number` counts steps over all
     /// epochs, from 0.
     fn prepare(&mut self, _number: usize, _images: &mut [f32], _labels: &[i64]) {}
@@ -104,7 +110,8 @@ pub trait Hooks {
         optimiser.step(params, grads, rate);
     }
 
-    /// Whether the backward pass is the plain one, so that a GPU may run whole epochs without asking.
+    /// Whether batches are the split's and the backward pass is the plain one, so that a GPU may run whole epochs without
+    /// asking.
     fn only_watches(&self) -> bool {
         false
     }
@@ -160,6 +167,8 @@ struct Room {
     images: Vec<f32>,
     /// [n]
     labels: Vec<i64>,
+    /// [n]
+    roles: Vec<Role>,
     /// [batch_size]
     losses: Vec<f32>,
     /// [batch_size, K]
@@ -171,6 +180,7 @@ impl Room {
         Room {
             images: vec![0.0; batch_size * image_values],
             labels: Vec::with_capacity(batch_size),
+            roles: Vec::with_capacity(batch_size),
             losses: vec![0.0; batch_size],
             grad_logits: vec![0.0; batch_size * n_classes],
         }
@@ -231,9 +241,23 @@ impl Fit<'_> {
                     return Err(Error::interrupted());
                 }
                 let images = &mut room.images[..batch.len() * split.image_bytes()];
-                augment::augmented(split, batch, self.normalise, (recipe.augment, &augment, epoch), images)?;
+                let draws = (recipe.augment, &augment, epoch);
+                room.labels.clear();
+                room.roles.clear();
+                match hooks.batch(epoch, batch) {
+                    None => {
+                        augment::augmented(split, batch, self.normalise, draws, images)?;
+                        room.labels.extend(batch.iter().map(|&row| split.label[row]));
+                        room.roles.extend(batch.iter().map(|&row| split.role[row]));
+                    }
+                    Some(made) => {
+                        augment::augmented_anew(&made, (batch, split.len()), self.normalise, draws, images)?;
+                        room.labels.extend_from_slice(&made.label);
+                        room.roles.extend_from_slice(&made.role);
+                    }
+                }
                 network.set_step((epoch * n_steps + step) as u64);
-                self.step(network, hooks, &mut now, (step, n_steps), (batch, &mut room))?;
+                self.step(network, hooks, &mut now, (step, n_steps), &mut room)?;
                 now.at.step = step + 1;
                 if told.elapsed() >= PROGRESS_EVERY {
                     self.tell(&now, n_steps, (epoch * n_steps + step + 1) as u64);
@@ -274,14 +298,12 @@ impl Fit<'_> {
         hooks: &mut dyn Hooks,
         now: &mut Progress,
         (step, n_steps): (usize, usize),
-        (batch, room): (&[usize], &mut Room),
+        room: &mut Room,
     ) -> Result<()> {
         let Fit { recipe, split, .. } = *self;
-        let (n, n_classes) = (batch.len(), network.config().n_classes);
-        let Room { images, labels, losses, grad_logits } = room;
+        let Room { images, labels, roles, losses, grad_logits } = room;
+        let (n, n_classes) = (labels.len(), network.config().n_classes);
         let (losses, grad_logits) = (&mut losses[..n], &mut grad_logits[..n * n_classes]);
-        labels.clear();
-        labels.extend(batch.iter().map(|&row| split.label[row]));
         let rate = now.schedule.rate(now.at.epoch, step);
         let number = now.at.epoch * n_steps + step;
         let images = &mut images[..n * split.image_bytes()];
@@ -292,10 +314,10 @@ impl Fit<'_> {
         if let Some(bad) = losses.iter().find(|loss| !loss.is_finite()) {
             return Err(not_finite(*bad, now.at.epoch, (step, n_steps), rate));
         }
-        for ((&row, logits), (&loss, &label)) in
-            batch.iter().zip(logits.chunks_exact(n_classes)).zip(losses.iter().zip(labels.iter()))
+        for ((&role, logits), (&loss, &label)) in
+            roles.iter().zip(logits.chunks_exact(n_classes)).zip(losses.iter().zip(labels.iter()))
         {
-            now.at.tally.add(loss, label, split.role[row], predict::class(logits));
+            now.at.tally.add(loss, label, role, predict::class(logits));
         }
         hooks.backward(network, &Step { number, images, labels, losses, grad_logits })?;
         hooks.update(network, &mut now.optimiser, rate);

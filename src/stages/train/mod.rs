@@ -5,4 +5,5 @@ pub mod classifier;
 pub mod fit;
 pub mod history;
 pub mod recipe;
+pub mod sharpness;
 pub mod state;
