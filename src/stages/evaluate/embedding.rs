@@ -675,6 +675,7 @@ mod tests {
             data: About::default(),
             history: Vec::new(),
             chosen_by_test: false,
+            notes: Vec::new(),
             defence: None,
         };
         let model = Model { info, weights: network.weights() };
