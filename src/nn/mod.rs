@@ -21,7 +21,7 @@ pub mod engine;
 pub mod filters;
 pub mod fisher;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 pub mod graph;
 pub mod hvp;
 mod init;
