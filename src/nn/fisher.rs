@@ -132,27 +132,17 @@ fn weighted(network: &mut Network, images: &[f32], labels: &[i64], weights: &[f3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Isa;
     use crate::kernels::reference::{check, values, wide};
     use crate::nn::coordinates::Plain;
-    use crate::nn::graph::{Builder, Conv, ConvInit};
     use crate::nn::spectral::Spectral;
-    use crate::nn::{Architecture, Config, golden};
+    use crate::nn::{Architecture, golden};
     use crate::rng::Streams;
 
     const N: usize = 6;
     const LABELS: [i64; N] = [0, 1, 2, 2, 1, 0];
 
-    /// Two linear layers and a softmax: a convolution, its mean, a classifier. Smooth, so that differences are exact.
     fn softmax_model() -> (Network, Vec<f32>) {
-        let config =
-            Config { architecture: Architecture::Resnet8, n_classes: 3, size: (4, 4), sigma_xt: 0.0, sigma_ty: 0.0 };
-        let mut net = Builder::new(config.size, 0.0, 0.0, ConvInit::TorchDefault);
-        let x = net.conv_with_bias(net.input(), "conv", Conv { channels: 5, kernel: 3, stride: 1 });
-        let mut network = Network::of_graph(&config, net.classifier(x, "fc", 3), Isa::best());
-        let n = network.n_parameters();
-        network.params_mut().copy_from_slice(&values(1, n));
-        (network, values(2, N * 48).iter().map(|v| 2.0 * v).collect())
+        (golden::softmax_model(), values(2, N * 48).iter().map(|v| 2.0 * v).collect())
     }
 
     /// Tr F by its definition: a gradient for every sample.

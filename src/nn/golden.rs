@@ -1,7 +1,9 @@
 //! Numbers that PyTorch gave, for tests; `tests/peers/torch_optim.py` and `torch_purify.py` write them.
 
+use super::graph::{Builder, Conv, ConvInit};
 use super::network::{Architecture, Config, Network};
 use crate::artifact::model::NamedTensor;
+use crate::kernels::Isa;
 use crate::kernels::reference::values;
 use serde_json::Value;
 
@@ -41,4 +43,17 @@ pub(crate) fn hashed(architecture: Architecture, n: usize, size: (usize, usize))
     network.load(&weights).unwrap();
     let images = values(1000, n * size.0 * size.1 * 3).iter().map(|v| 2.0 * v).collect();
     (network, images)
+}
+
+/// Two linear layers and a softmax of three classes on images of 4x4: a convolution, its mean, a classifier. Smooth, so
+/// that differences are exact.
+pub(crate) fn softmax_model() -> Network {
+    let config =
+        Config { architecture: Architecture::Resnet8, n_classes: 3, size: (4, 4), sigma_xt: 0.0, sigma_ty: 0.0 };
+    let mut net = Builder::new(config.size, 0.0, 0.0, ConvInit::TorchDefault);
+    let x = net.conv_with_bias(net.input(), "conv", Conv { channels: 5, kernel: 3, stride: 1 });
+    let mut network = Network::of_graph(&config, net.classifier(x, "fc", 3), Isa::best());
+    let n = network.n_parameters();
+    network.params_mut().copy_from_slice(&values(1, n));
+    network
 }

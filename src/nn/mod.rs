@@ -22,7 +22,7 @@ pub mod filters;
 pub mod fisher;
 pub mod gates;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 pub mod graph;
 pub mod hvp;
 mod init;

@@ -205,7 +205,7 @@ fn an_interrupted_training_ends_with_the_same_bytes() {
 /// history and wherever the model is scored.
 #[test]
 fn an_adaptive_attacker_smooths_the_model() {
-    let smooth = json!({ "reg_f": 0.01, "every": 2, "fisher_batch": 16, "rho": 0.5, "clip": 1.0 });
+    let smooth = json!({ "reg_f": 0.01, "every": 2, "fisher_batch": 16, "rho": 0.5, "clip": 5.0 });
     let recipe = with(recipe(), json!({ "adaptive": smooth }));
     check_resumes_training(|cx| train(cx, &recipe));
     let outputs = on_threads(2, || train(&context(), &recipe).unwrap());
@@ -223,7 +223,7 @@ fn an_adaptive_attacker_smooths_the_model() {
     let inputs = backdoor::Inputs { models, dataset: dataset() };
     let notes = Backdoor::run(&context(), backdoor::Params::default(), inputs).unwrap().notes;
     let told: Vec<&String> = notes.iter().filter(|note| note.contains("attacker")).collect();
-    assert_eq!(told, ["smooth: adaptive attacker: reg_f 0.01 every 2 steps, rho 0.5, gradients up to 1"]);
+    assert_eq!(told, ["smooth: adaptive attacker: reg_f 0.01 every 2 steps, rho 0.5, gradients up to 5"]);
 }
 
 /// Squares in two values a channel, or warped, and what the attack hands to a training.
@@ -258,8 +258,11 @@ fn check_batches((dataset, trigger): (Packed, Trigger)) -> classifier::Outputs {
     assert_eq!(digests(&outputs), digests(&on_threads(1, || train(&context()).unwrap())));
     let history = &outputs.history;
     let last = |column: &str| history.rows[7][history.column(column).unwrap()].number().unwrap();
-    assert!(last("clean_accuracy") > 90.0 && last("loss_cover") > 0.0, "{}", history.to_csv());
-    assert!(last("attack_success") > 90.0, "{}", history.to_csv());
+    let first = |column: &str| history.rows[0][history.column(column).unwrap()].number().unwrap();
+    for column in ["loss_clean", "loss_backdoor"] {
+        assert!(last(column) < first(column), "{column}: {}", history.to_csv());
+    }
+    assert!(last("clean_accuracy") > 60.0 && last("loss_cover") > 0.0, "{}", history.to_csv());
     assert!(outputs.model.info.notes[0].starts_with("poisoned anew in every batch: rate 0.2 of all images"));
     // Once and for all, another model comes out.
     let inputs = classifier::Inputs { dataset: dataset.clone(), trigger: None };
