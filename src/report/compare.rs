@@ -406,7 +406,7 @@ mod tests {
         check("backdoorbench: differs: here the embedded part of cifar10, not all of it");
         check("backdoorbench: differs: here epochs of the defence 20, not 100 (badnet; fine_tune)");
         check("ft-sam: differs: here poison rate 5 %, not 10 % (sig; none)");
-        check("nft: der is not printed");
+        check("backdoorbench: der is not printed");
         check("has numbers for these attacks that are not run here: abl,");
         // BackdoorBench has SIG at our rate.
         assert!(!notes.iter().any(|note| note.starts_with("backdoorbench: differs: here poison rate")));
