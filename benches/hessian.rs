@@ -2,8 +2,8 @@
 //! `cargo bench --bench hessian [-- MODEL ...]`.
 //!
 //! A gradient is a forward and a backward pass in evaluation mode; a product is two of them with the gates of the
-//! rectifiers held, and a few passes over the weights. Rounds alternate, and a ratio is the median over the pairs. Beside it, what a step of Lanczos' method adds for
-//! keeping a vector orthogonal to fifty others.
+//! rectifiers held, and a few passes over the weights. Rounds alternate, and a ratio is the median over the pairs. Beside
+//! it, what a step of Lanczos' method adds for keeping a vector orthogonal to fifty others.
 
 #[path = "measure/mod.rs"]
 mod measure;

@@ -180,24 +180,15 @@ fn descend(network: &mut Network, images: &[f32], labels: &[i64], factor: f32) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Isa;
     use crate::kernels::reference::values;
-    use crate::nn::graph::{Builder, Conv, ConvInit};
-    use crate::nn::{Architecture, Config};
+    use crate::nn::golden;
 
     const LABELS: [i64; 4] = [0, 1, 2, 1];
     const PENALTY: f64 = 0.5;
     const STEP_OF_INNER: f64 = 0.4;
 
-    /// A convolution, its mean, a classifier: smooth.
     fn network() -> Network {
-        let config =
-            Config { architecture: Architecture::Resnet8, n_classes: 3, size: (4, 4), sigma_xt: 0.0, sigma_ty: 0.0 };
-        let mut net = Builder::new(config.size, 0.0, 0.0, ConvInit::TorchDefault);
-        let x = net.conv_with_bias(net.input(), "conv", Conv { channels: 5, kernel: 3, stride: 1 });
-        let mut network = Network::of_graph(&config, net.classifier(x, "fc", 3), Isa::best());
-        let n = network.n_parameters();
-        network.params_mut().copy_from_slice(&values(1, n));
+        let mut network = golden::softmax_model();
         network.want_input_grad(true);
         network
     }
